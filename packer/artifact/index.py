@@ -1,0 +1,167 @@
+"""The frame index: where in which bundle a content lies.
+
+It is not signed and not part of a pack's identity: a wrong index costs a fetch, never a wrong
+byte, since what comes out of a frame is compared with its content's digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from packer.artifact.contents import BLOCK_BYTES, Contents
+from packer.columns import PackedColumn, decode_column, encode_column
+from packer.errors import InputError
+
+SCHEMA = 1
+OWN_FRAME_BYTES = 128 << 10
+"""A content of at least this size has frames of its own, one for each 1 MiB block."""
+
+MAX_FRAME_BYTES = 4 << 20
+"""What a reader unpacks at once at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Frames and the contents in them, as columns.
+
+    bundles: digests ("sha256:…") of the bundles. Frames (f rows, in bundle order, back to back):
+    bundle: int64[f], row in bundles; frame_offset, stored_bytes: int64[f], where the compressed
+    frame lies in its bundle; frame_bytes: int64[f], its size unpacked, at most 4 MiB.
+    Contents (k rows, sorted): content: int64[k], row in the pack's contents; first_frame:
+    int64[k]; offset: int64[k], where the content begins in that frame, unpacked. A content above
+    1 MiB goes on in the following frames, one block each.
+    """
+
+    bundles: tuple[str, ...]
+    bundle: NDArray[np.int64]
+    frame_offset: NDArray[np.int64]
+    stored_bytes: NDArray[np.int64]
+    frame_bytes: NDArray[np.int64]
+    content: NDArray[np.int64]
+    first_frame: NDArray[np.int64]
+    offset: NDArray[np.int64]
+
+    def only(self, digests: Sequence[str], contents: Contents) -> Index:
+        """Return the part that speaks of the given bundles and of contents wholly inside them."""
+        kept = [row for row, digest in enumerate(self.bundles) if digest in digests]
+        number = np.full(len(self.bundles), -1, dtype=np.int64)
+        number[kept] = np.arange(len(kept))
+        frames = number[self.bundle] >= 0
+        frames_before = np.concatenate([[0], np.cumsum(frames)]).astype(np.int64)
+        count = frame_counts(contents.size[self.content])
+        rows = frames_before[self.first_frame + count] - frames_before[self.first_frame] == count
+        return Index(
+            tuple(self.bundles[row] for row in kept),
+            number[self.bundle[frames]],
+            self.frame_offset[frames],
+            self.stored_bytes[frames],
+            self.frame_bytes[frames],
+            self.content[rows],
+            frames_before[self.first_frame[rows]],
+            self.offset[rows],
+        )
+
+
+def frame_counts(size: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return over how many frames contents of these sizes (bytes) go."""
+    return np.maximum(1, -(-size // BLOCK_BYTES))
+
+
+class _WireIndex(msgspec.Struct, frozen=True):
+    schema: int
+    bundles: list[str]
+    bundle: PackedColumn
+    stored_bytes: PackedColumn
+    frame_bytes: PackedColumn
+    content_step: PackedColumn
+    first_frame: PackedColumn
+    offset: PackedColumn
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_WireIndex)
+
+
+def encode_index(index: Index) -> bytes:
+    """Return the index's bytes, uncompressed."""
+    return _encoder.encode(
+        _WireIndex(
+            schema=SCHEMA,
+            bundles=list(index.bundles),
+            bundle=encode_column(index.bundle),
+            stored_bytes=encode_column(index.stored_bytes),
+            frame_bytes=encode_column(index.frame_bytes),
+            content_step=encode_column(np.diff(index.content, prepend=-1) - 1),
+            first_frame=encode_column(index.first_frame),
+            offset=encode_column(index.offset),
+        )
+    )
+
+
+def decode_index(data: bytes, contents: Contents) -> Index:
+    """Return the index that `data` encodes, checked against the pack's contents.
+
+    Raises InputError naming the column that breaks a rule.
+    """
+    try:
+        wire = _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise InputError(f"frame index: not the MessagePack it should be ({error})") from error
+    if wire.schema != SCHEMA:
+        raise InputError(f"frame index: expected schema {SCHEMA}, found {wire.schema}")
+    bundle = decode_column(wire.bundle, "frame index: bundle")
+    stored = decode_column(wire.stored_bytes, "frame index: stored_bytes", len(bundle))
+    frame_bytes = decode_column(wire.frame_bytes, "frame index: frame_bytes", len(bundle))
+    _expect(bool((bundle < len(wire.bundles)).all()), "bundle: names a bundle that is not listed")
+    _expect(bool((np.diff(bundle) >= 0).all()), "bundle: frames are not in bundle order")
+    _expect(bool(((stored > 0) & (stored <= 2 * MAX_FRAME_BYTES)).all()), "stored_bytes: out of bounds")
+    _expect(
+        bool(((frame_bytes > 0) & (frame_bytes <= MAX_FRAME_BYTES)).all()),
+        f"frame_bytes: not between 1 and {MAX_FRAME_BYTES}",
+    )
+    step = decode_column(wire.content_step, "frame index: content_step")
+    _expect(bool((step <= len(contents)).all()), "content_step: out of bounds")
+    content = np.cumsum(step + 1) - 1
+    first = decode_column(wire.first_frame, "frame index: first_frame", len(content))
+    offset = decode_column(wire.offset, "frame index: offset", len(content))
+    _expect(len(content) == 0 or int(content[-1]) < len(contents), "content_step: past the last")
+    size = contents.size[content]
+    count = frame_counts(size)
+    _expect(bool((first < len(bundle)).all()), "first_frame: out of bounds")
+    _expect(bool((first + count <= len(bundle)).all()), "first_frame: frames are missing")
+    single = count == 1
+    _expect(
+        bool((offset[single] <= (frame_bytes[first[single]] - size[single])).all())
+        and bool((offset[~single] == 0).all()),
+        "offset: a content reaches past its frame",
+    )
+    return Index(
+        tuple(wire.bundles),
+        bundle,
+        offsets_in_bundles(bundle, stored),
+        stored,
+        frame_bytes,
+        content,
+        first,
+        offset,
+    )
+
+
+def offsets_in_bundles(
+    bundle: NDArray[np.int64], stored_bytes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return where each frame begins in its bundle: frames lie back to back."""
+    ends = np.cumsum(stored_bytes)
+    begins = ends - stored_bytes
+    first_of_bundle = np.searchsorted(bundle, bundle, side="left")
+    return begins - begins[first_of_bundle] if len(bundle) else begins
+
+
+def _expect(holds: bool, rule: str) -> None:
+    if not holds:
+        raise InputError(f"frame index: {rule}")

@@ -1,0 +1,233 @@
+"""A layout as a directory: oci-layout, index.json, blobs/sha256/HEX.
+
+Reading opens regular files only and follows no symbolic link below the directory that the user
+named: a medium from a stranger must not make a reader open a device, a pipe or a file elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from packer.artifact.layout.base import (
+    MAX_INDEX_BYTES,
+    MAX_LAYOUT_FILE_BYTES,
+    Buffer,
+    Layout,
+    blob_hex,
+    check_range,
+)
+from packer.artifact.layout.staging import (
+    StagedBlob,
+    Staging,
+    refuse_existing,
+    sync_directory,
+    temporary_name,
+    writing,
+)
+from packer.artifact.manifest import Blob, Manifest, check_oci_layout
+from packer.errors import InputError, UsageError
+
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class DirectoryLayout:
+    """Reads a layout that is a directory; safe to use from several threads.
+
+    Raises InputError when the directory is no OCI layout.
+    """
+
+    remote = False
+
+    def __init__(self, path: Path) -> None:
+        self.location = str(path)
+        folders: list[int] = []
+        try:
+            folders.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            check_oci_layout(
+                self._read_file(folders[0], "oci-layout", MAX_LAYOUT_FILE_BYTES),
+                f"{path}/oci-layout",
+            )
+            folders.append(os.open("blobs", _OPEN_FOLDER, dir_fd=folders[0]))
+            self._blobs = os.open("sha256", _OPEN_FOLDER, dir_fd=folders[1])
+        except (OSError, InputError) as error:
+            for fd in folders:
+                os.close(fd)
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{path}: expected a folder with an OCI layout, found otherwise: {error}"
+            ) from error
+        os.close(folders[1])
+        self._root: int = folders[0]
+
+    def index(self) -> bytes:
+        """Return the bytes of index.json."""
+        return self._read_file(self._root, "index.json", MAX_INDEX_BYTES)
+
+    def blob_size(self, digest: str) -> int | None:
+        """Return the size of a blob in bytes, or None when it is not there."""
+        fd = self._open(digest)
+        if fd is None:
+            return None
+        try:
+            return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def read(self, digest: str, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes of a blob from `offset`, not verified."""
+        ((_row, data),) = self.read_many(digest, [(offset, length)])
+        return data
+
+    def read_many(
+        self, digest: str, ranges: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[int, bytes]]:
+        """Yield (row, bytes) for each (offset, length), in the order of the offsets."""
+        fd = self._open(digest)
+        try:
+            size = None if fd is None else os.fstat(fd).st_size
+            for offset, length in ranges:
+                check_range(self.location, digest, size, offset, length)
+            for row in sorted(range(len(ranges)), key=lambda row: ranges[row]):
+                assert fd is not None  # check_range refused any range of a blob that is absent
+                yield row, self._pread(fd, digest, *ranges[row])
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Close the directory."""
+        os.close(self._blobs)
+        os.close(self._root)
+
+    def _open(self, digest: str) -> int | None:
+        try:
+            return self._open_file(self._blobs, blob_hex(digest, self.location))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError(f"{self.location}: blob {digest}: {error.strerror}") from error
+
+    def _open_file(self, folder: int, name: str) -> int:
+        fd = os.open(name, _OPEN_FILE, dir_fd=folder)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise InputError(f"{self.location}: {name}: expected a regular file, found another")
+        return fd
+
+    def _read_file(self, folder: int, name: str, max_bytes: int) -> bytes:
+        try:
+            fd = self._open_file(folder, name)
+        except OSError as error:
+            raise InputError(
+                f"{self.location}: expected the {name} of an OCI layout, "
+                f"found none: {error.strerror}"
+            ) from error
+        with os.fdopen(fd, "rb") as file:
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise InputError(f"{self.location}: {name}: expected at most {max_bytes} bytes")
+        return data
+
+    def _pread(self, fd: int, digest: str, offset: int, length: int) -> bytes:
+        pieces: list[bytes] = []
+        while length:
+            try:
+                data = os.pread(fd, length, offset)
+            except OSError as error:
+                raise InputError(
+                    f"{self.location}: blob {digest}: cannot read {length} bytes "
+                    f"at byte {offset}: {error.strerror}"
+                ) from error
+            check_range(self.location, digest, offset + len(data), offset, min(length, 1))
+            pieces.append(data)
+            offset += len(data)
+            length -= len(data)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class DirectoryWriter:
+    """Writes a layout that is a directory; it appears whole, by one rename.
+
+    replace: whether an existing layout of that name is replaced; a folder that is no layout never
+    is. Raises UsageError when the name is taken.
+    """
+
+    def __init__(self, path: Path, *, replace: bool = False) -> None:
+        self.location = str(path)
+        self._path = path = path.absolute()
+        self._replace = replace
+        if not replace:
+            refuse_existing(path)
+        elif path.is_symlink() or (path.exists() and not (path / "oci-layout").is_file()):
+            raise UsageError(
+                f"{path} exists and is no OCI layout", hint="choose another name, or remove it"
+            )
+        self._staging: Staging | None = Staging(path, durable=True)
+
+    def add(self, data: Buffer) -> Blob:
+        """Store one blob that is in memory."""
+        return self._open_staging().add(data)
+
+    def stream(self) -> StagedBlob:
+        """Begin a blob that is written piece by piece."""
+        return self._open_staging().stream()
+
+    def copy(self, layout: Layout, blob: Blob) -> Blob:
+        """Store a blob of another layout as it is, verified on the way."""
+        return self._open_staging().copy(layout, blob)
+
+    def finish(self, manifest: Manifest, ref_name: str) -> Blob:
+        """Write manifest and index.json, make all of it durable, rename it into place."""
+        staging = self._open_staging()
+        blob = staging.seal(manifest, ref_name)
+        with writing(self._path):
+            for folder in (staging.path(blob.digest).parent, staging.root / "blobs", staging.root):
+                sync_directory(folder)
+            self._rename(staging.root)
+            self._staging = None
+            sync_directory(self._path.parent)
+        return blob
+
+    def abort(self) -> None:
+        """Remove what was written; does nothing after `finish`."""
+        if self._staging is not None:
+            self._staging.remove()
+            self._staging = None
+
+    def _open_staging(self) -> Staging:
+        if self._staging is None:
+            raise ValueError("this layout was finished or aborted")
+        return self._staging
+
+    def _rename(self, root: Path) -> None:
+        if not self._replace or not self._path.exists():
+            refuse_existing(self._path)
+            root.rename(self._path)
+            return
+        old = temporary_name(self._path)
+        self._path.rename(old)
+        try:
+            root.rename(self._path)
+        except OSError:
+            old.rename(self._path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.abort()

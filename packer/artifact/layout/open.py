@@ -1,0 +1,41 @@
+"""From what the user names to a layout: a file is a tar, a folder is a directory layout."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from packer.artifact.layout.base import Layout, LayoutWriter
+from packer.artifact.layout.directory import DirectoryLayout, DirectoryWriter
+from packer.artifact.layout.tar import TarWriter, open_tar
+from packer.errors import InputError
+
+
+def open_layout(path: str | Path) -> Layout:
+    """Return the layout at a local path, open for reading.
+
+    Raises InputError when there is none, or when it is no OCI layout.
+    """
+    place = Path(path)
+    try:
+        mode = place.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{place}: expected a pack, a file or a folder: {reason}") from error
+    if stat.S_ISDIR(mode):
+        return DirectoryLayout(place)
+    if not stat.S_ISREG(mode):  # a pipe would block, a device never end
+        raise InputError(f"{place}: expected a pack, a file or a folder, found something else")
+    return open_tar(place)
+
+
+def create_layout(path: str | Path, *, replace: bool = False) -> LayoutWriter:
+    """Return a writer: of a directory where the path ends in "/" or is one, else of a tar file.
+
+    replace: whether a layout that has this name may be replaced. Raises UsageError when the name
+    is taken.
+    """
+    place = Path(path)
+    if str(path).endswith("/") or place.is_dir():
+        return DirectoryWriter(place, replace=replace)
+    return TarWriter(place, replace=replace)

@@ -1,0 +1,161 @@
+"""vmpack inspect: what is in a disk image or a pack."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import msgspec
+
+from packer.artifact.layout.open import is_layout
+from packer.cli.options import add_common, add_verb, jobs_of, print_json, progress_of
+from packer.cli.show import guest_line
+from packer.errors import UsageError
+from packer.inspect.image import ImageReport, inspect_image
+from packer.inspect.pack import PackSummary, inspect_pack, stubs_of
+from packer.sources.open import open_pack
+from packer.survey.model import Volume
+from packer.text import format_bytes, format_table
+
+CARRIED_BY = {
+    "boot": "every copy",
+    "private": "thin and full copies",
+    "shared": "full copies only",
+}
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs, "inspect", "show what is in a disk image or a pack", "vmpack inspect guest.qcow2"
+    )
+    parser.add_argument("what", help="disk image, or file, folder or URL of a pack")
+    parser.add_argument("--stubs", action="store_true", help="list every stub of a pack")
+    parser.add_argument(
+        "--files", action="store_true", help="list every file of an image's boot set"
+    )
+    parser.add_argument("--backing", type=Path, metavar="FILE", help="backing file of a qcow2")
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Inspect."""
+    if "://" not in options.what and not is_layout(options.what):
+        if options.stubs:
+            raise UsageError("--stubs lists the stubs of a pack; this is a disk image")
+        report = inspect_image(
+            options.what,
+            backing=options.backing,
+            jobs=jobs_of(options),
+            progress=progress_of(options),
+        )
+        if options.json:
+            print_json(asdict(report))
+        else:
+            _print_image(report, files=options.files)
+        return 0
+    pack = open_pack(options.what)
+    try:
+        summary = inspect_pack(pack)
+        stubs = list(stubs_of(pack)) if options.stubs else []
+    finally:
+        pack.close()
+    if options.json:
+        value = asdict(summary) | {"config": json.loads(msgspec.json.encode(summary.config))}
+        print_json(value | ({"stubs": [asdict(stub) for stub in stubs]} if options.stubs else {}))
+        return 0
+    if not options.stubs:
+        _print_pack(summary)
+    for stub in stubs:
+        print(f"{stub.content}  {stub.size_bytes:>12,}  {stub.path}  <- {stub.where}")
+    return 0
+
+
+def _print_image(report: ImageReport, *, files: bool) -> None:
+    print(f"{report.path}  {report.container}, disk of {format_bytes(report.size)}, "
+          f"{_table_words(report.table)}")
+    print(f"  {guest_line(report.guest)}")
+    _heading("volumes")
+    print(format_table([_volume_row(one) for one in report.volumes], "><>><<"))
+    _heading("boot set: travels in every copy")
+    for group in report.boot:
+        count = f"{group.files:,} files" if group.files else ""
+        print(f"  {format_bytes(group.size_bytes):>9}  {count:>13}  {group.reason}")
+        for path, size in group.paths if files else ():
+            print(f"{size:>20,}  {path}")
+    _heading("classes")
+    rows = [
+        (name, f"{count:,} contents", format_bytes(size), CARRIED_BY[name])
+        for name, (count, size) in report.totals.items()
+    ]
+    rows.append(("unused", "", format_bytes(report.unused_bytes), "never: free blocks, file tails"))
+    rows.append(("zero", "", format_bytes(report.zero_bytes), "never"))
+    rows.extend(
+        ("dropped", what, format_bytes(size), f"never: {reason}")
+        for what, size, reason in report.dropped
+    )
+    print(format_table(rows, "<>><"))
+    if report.packages:
+        print(f"  shared contents come from {report.packages:,} packages")
+    _heading("private: the largest folders")
+    print(
+        format_table(
+            [(format_bytes(size), f"{count:,}", folder) for folder, count, size in report.private],
+            ">><",
+        )
+    )
+    print(f"\na thin pack would weigh about {format_bytes(report.thin_bytes)}")
+    for warning in report.warnings:
+        print(f"warning: {warning}")
+
+
+def _volume_row(one: Volume) -> tuple[str, ...]:
+    state = one.state if one.state == "clean" else f"{one.state}: {one.state_reason}"
+    kind = one.kind if one.kind != "raw" else "not parsed"
+    said = one.note or (state if one.kind != "raw" else "")
+    size = format_bytes(one.end - one.start)
+    return (str(one.number), kind, size, f"at {one.start:,}", one.label or one.partition_label, said)
+
+
+def _table_words(table: str) -> str:
+    return {"mbr": "MBR", "gpt": "GPT"}.get(table, "no partition table")
+
+
+def _print_pack(summary: PackSummary) -> None:
+    config = summary.config
+    print(f"{summary.location}  {format_bytes(summary.stored_bytes)}")
+    print(f"  {config.ref_name}  {summary.identity}")
+    print(f"  {guest_line(config.guest)}, disk of {format_bytes(config.disks[0].size)}")
+    signers = ", ".join(summary.signers)
+    print(f"  signed by {signers}" if signers else "  not signed")
+    _heading("contents")
+    rows = []
+    for name, total in (
+        ("boot", config.totals.boot),
+        ("private", config.totals.private),
+        ("shared", config.totals.shared),
+    ):
+        stored = sum(size for title, size in summary.bundles.items() if title.startswith(name))
+        count, _ = summary.carried[name]
+        here = "nothing to carry" if not total.count else "not carried: stubs"
+        if count:
+            part = "all" if count == total.count else f"{count:,} of them"
+            here = f"{part} carried in {format_bytes(stored)}"
+        rows.append((name, f"{total.count:,} contents", format_bytes(total.bytes), here))
+    rows.append(("unused", "", format_bytes(summary.unused_bytes), ""))
+    rows.append(("zero", "", format_bytes(summary.zero_bytes), ""))
+    rows.extend(("dropped", one.what, format_bytes(one.bytes), one.reason) for one in config.dropped)
+    print(format_table(rows, "<>><"))
+    if summary.packages:
+        print(f"  {summary.packages:,} packages ship shared contents")
+    for source in config.sources:
+        print(f"  what a copy lacks can be had from {source}")
+    for warning in config.warnings:
+        print(f"  warning: {warning}")
+
+
+def _heading(title: str) -> None:
+    print(f"\n{title}")

@@ -1,0 +1,140 @@
+"""What several verbs share: options, the signing key, opening packs under the rules of trust."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from packer.artifact.keys import PrivateKey, default_key_path, load_private
+from packer.artifact.opened import OpenedPack
+from packer.artifact.trust import Verdict, judge
+from packer.artifact.trust_store import TrustStore
+from packer.errors import UsageError
+from packer.progress import Progress, for_terminal
+
+PASSPHRASE_VARIABLE = "VMPACK_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
+
+
+def add_verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """Return the parser of a verb, with an example in its help."""
+    return verbs.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every verb that works for a while."""
+    parser.add_argument("--quiet", "-q", action="store_true", help="no progress bars")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "--jobs", "-j", type=_positive, default=None, metavar="N", help="threads (default: cores)"
+    )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say whose packs are accepted."""
+    parser.add_argument(
+        "--signer",
+        action="append",
+        default=[],
+        metavar="SHA256:…",
+        help="accept this fingerprint for this run",
+    )
+    parser.add_argument(
+        "--allow-older",
+        action="store_true",
+        help="accept an older version than this host has used",
+    )
+    parser.add_argument(
+        "--allow-unsigned", action="store_true", help="accept a pack that nobody signed"
+    )
+
+
+def progress_of(options: argparse.Namespace) -> Progress:
+    """Return bars or silence, as asked for."""
+    return for_terminal(quiet=options.quiet or options.json)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print a result for machines."""
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def signing_keys(paths: list[Path]) -> list[PrivateKey]:
+    """Return the keys to sign with: those named, or this machine's default key."""
+    chosen = paths or [default_key_path()]
+    if not paths and not chosen[0].exists():
+        raise UsageError(
+            f"no signing key at {chosen[0]}",
+            hint="run 'vmpack key generate', name one with --key, or pass --unsigned",
+        )
+    return [load_private(path, ask_passphrase) for path in chosen]
+
+
+def ask_passphrase(path: Path) -> str:
+    """Return the passphrase of a key: from the environment, or from the person at the terminal."""
+    given = os.environ.get(PASSPHRASE_VARIABLE)
+    if given is not None:
+        return given
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{path} is encrypted, and there is nobody to ask for the passphrase",
+            hint=f"set {PASSPHRASE_VARIABLE}",
+        )
+    return getpass.getpass(f"passphrase of {path}: ")
+
+
+def ask_new_passphrase() -> str:
+    """Return a new passphrase: from the environment, or typed twice at the terminal."""
+    given = os.environ.get(PASSPHRASE_VARIABLE)
+    if given is not None:
+        return given
+    first = getpass.getpass("new passphrase: ")
+    if first != getpass.getpass("again: "):
+        raise UsageError("the two passphrases differ")
+    return first
+
+
+def jobs_of(options: argparse.Namespace) -> int:
+    """Return how many threads to use."""
+    return int(options.jobs or os.cpu_count() or 1)
+
+
+def accept(pack: OpenedPack, options: argparse.Namespace) -> Verdict:
+    """Return the word of this host's trust rules about a pack; raise TrustError against it."""
+    trust = TrustStore()
+    verdict = judge(
+        pack.config_bytes,
+        pack.envelope,
+        trust.rules(),
+        trust.memory(),
+        signers=options.signer,
+        allow_older=options.allow_older,
+        allow_unsigned=options.allow_unsigned,
+        what=pack.layout.location,
+    )
+    for note in verdict.notes:
+        print(f"vmpack: note: {note}", file=sys.stderr)
+    return verdict
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("expected 1 or more")
+    return value

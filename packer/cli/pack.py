@@ -1,0 +1,191 @@
+"""vmpack pack: an installed disk becomes a signed pack."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from packer.artifact.contents import Class
+from packer.cli.options import (
+    add_common,
+    add_verb,
+    jobs_of,
+    print_json,
+    progress_of,
+    signing_keys,
+)
+from packer.cli.show import guest_line
+from packer.errors import UsageError
+from packer.pack.against import against
+from packer.pack.pack import LEVELS, PackOptions, PackReport, pack
+from packer.sources.apt_index import resolve_packages
+from packer.text import format_bytes, format_table
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs,
+        "pack",
+        "pack an installed disk",
+        "vmpack pack guest.qcow2 -o demo.vmpack --source https://mirror.example/demo/",
+    )
+    parser.add_argument("image", type=str, help="disk image of a guest that is shut down")
+    parser.add_argument(
+        "--output", "-o", required=True, help="file, or folder/ (ends in /), to write"
+    )
+    parser.add_argument("--name", help="the pack's name (default: from the output's)")
+    parser.add_argument("--pack-version", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--thin", action="store_true", help="leave shared contents out")
+    parser.add_argument(
+        "--keep-free",
+        action="store_true",
+        help="keep free blocks, page and swap files too: trust no parser about what is unused",
+    )
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="where users can get what a thin copy lacks; repeatable",
+    )
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="what this source holds is shared: a source's URI, or a .inv file; repeatable",
+    )
+    parser.add_argument(
+        "--clean",
+        nargs="?",
+        const="default",
+        default=None,
+        metavar="WHAT",
+        help="first remove temporary files, caches and logs from a copy of the image",
+    )
+    parser.add_argument("--backing", type=Path, metavar="FILE", help="backing file of a qcow2")
+    parser.add_argument(
+        "--no-packages",
+        action="store_true",
+        help="do not ask apt where its mirrors keep the guest's packages",
+    )
+    parser.add_argument(
+        "--level", type=int, default=LEVELS[Class.SHARED], metavar="1..22",
+        help="zstd level of shared contents (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--key", action="append", default=[], type=Path, metavar="FILE", help="sign with this key"
+    )
+    parser.add_argument("--unsigned", action="store_true", help="do not sign")
+    parser.add_argument("--force", action="store_true", help="replace the output")
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Pack."""
+    if not 1 <= options.level <= 22:
+        raise UsageError(f"--level {options.level}: expected 1 to 22")
+    if options.unsigned and options.key:
+        raise UsageError("--unsigned and --key contradict each other")
+    sources = list(options.source)
+    report = pack(
+        options.image,
+        options.output,
+        PackOptions(
+            name=options.name or _default_name(options.output),
+            version=options.pack_version,
+            sources=sources,
+            thin=options.thin,
+            keep_free=options.keep_free,
+            against=[against(uri) for uri in options.against],
+            resolve=None if options.no_packages else resolve_packages,
+            clean=options.clean,
+            backing=options.backing,
+            replace=options.force,
+            levels={**LEVELS, Class.SHARED: options.level},
+            jobs=jobs_of(options),
+        ),
+        [] if options.unsigned else signing_keys(options.key),
+        progress_of(options),
+    )
+    if options.json:
+        print_json(_as_json(report))
+    else:
+        _print(report)
+    return 0
+
+
+def _default_name(output: str) -> str:
+    stem = Path(output.rstrip("/")).name.removesuffix(".vmpack")
+    name = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")
+    if not name:
+        raise UsageError(f"no pack name can be made of {output!r}", hint="give one with --name")
+    return name
+
+
+def _as_json(report: PackReport) -> dict[str, object]:
+    return {
+        "output": str(report.output),
+        "identity": report.identity,
+        "name": report.config.name,
+        "version": report.config.version,
+        "bytes": report.stored_bytes,
+        "bundles": report.bundles,
+        "contents": {
+            title: {"count": total.count, "bytes": total.bytes}
+            for title, total in (
+                ("boot", report.config.totals.boot),
+                ("private", report.config.totals.private),
+                ("shared", report.config.totals.shared),
+            )
+        },
+        "unused_bytes": report.unused_bytes,
+        "zero_bytes": report.zero_bytes,
+        "dropped": [
+            {"what": one.what, "bytes": one.bytes, "reason": one.reason}
+            for one in report.config.dropped
+        ],
+        "signers": list(report.signers),
+        "removed": list(report.removed),
+        "warnings": list(report.warnings),
+    }
+
+
+def _print(report: PackReport) -> None:
+    totals = report.config.totals
+    disk = report.config.disks[0]
+    shared = sum(size for title, size in report.bundles.items() if title.startswith("shared"))
+    carried = "not carried" if "shared-000" not in report.bundles and totals.shared.count else ""
+    print(f"{report.output}  {format_bytes(report.stored_bytes)}")
+    print(f"  {report.config.ref_name}  {report.identity}")
+    print(f"  {guest_line(report.config.guest)}, disk of {format_bytes(disk.size)}")
+    rows = [
+        ("boot", totals.boot, format_bytes(report.bundles.get("boot", 0))),
+        ("private", totals.private, format_bytes(report.bundles.get("private", 0))),
+        ("shared", totals.shared, carried or format_bytes(shared)),
+    ]
+    print(
+        format_table(
+            [
+                (title, f"{total.count:,} contents", format_bytes(total.bytes), "->", stored)
+                for title, total, stored in rows
+            ]
+            + [
+                ("unused", "", format_bytes(report.unused_bytes), "->", "nothing"),
+                *(
+                    ("dropped", one.what, format_bytes(one.bytes), "->", "nothing")
+                    for one in report.config.dropped
+                ),
+            ],
+            "<>><>",
+        )
+    )
+    for signer in report.signers:
+        print(f"  signed by {signer}")
+    for line in report.removed:
+        print(f"  removed first: {line}")
+    for warning in report.warnings:
+        print(f"  warning: {warning}")

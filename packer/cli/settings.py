@@ -1,0 +1,52 @@
+"""The user's settings: `config.toml` in vmpack's config folder.
+
+    sources = ["store:", "dir:/usr", "https://mirror.example/demo/"]   # instead of the defaults
+    store = "/srv/vmpack/store"
+    jobs = 2
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from packer import host
+from packer.errors import UsageError
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    sources: list[str] = []
+    store: str = ""
+    jobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """sources: URIs to use when none is named on the command line. store: folder, or None."""
+
+    sources: tuple[str, ...]
+    store: Path | None
+    jobs: int | None
+
+
+def load_settings() -> Settings:
+    """Return the settings, empty when there is no file. Raises UsageError for a bad one."""
+    path = host.config_dir() / "config.toml"
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return Settings((), None, None)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+    try:
+        found = msgspec.convert(tomllib.loads(text), _File)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    if found.jobs < 0:
+        raise UsageError(f"{path}: jobs: expected 1 or more, found {found.jobs}")
+    return Settings(
+        tuple(found.sources), Path(found.store) if found.store else None, found.jobs or None
+    )

@@ -1,0 +1,174 @@
+"""vmpack unpack: rebuild a disk from a pack and whoever has the bytes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from packer import host
+from packer.artifact.trust_store import TrustStore
+from packer.cli.options import (
+    accept,
+    add_common,
+    add_trust,
+    add_verb,
+    jobs_of,
+    print_json,
+    progress_of,
+)
+from packer.cli.settings import load_settings
+from packer.errors import MissingError
+from packer.sources.base import Source
+from packer.sources.open import SourceOpener, open_pack
+from packer.sources.store import Store
+from packer.text import format_bytes, format_table
+from packer.unpack.unpack import FORMATS, DryRun, UnpackReport, dry_run, unpack
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs,
+        "unpack",
+        "rebuild a disk from a pack",
+        "vmpack unpack stick/demo.vmpack -o demo.raw --from dir:/ --from https://mirror.example/demo/",
+    )
+    parser.add_argument("pack", help="file, folder or URL of the pack")
+    parser.add_argument("--output", "-o", type=Path, metavar="DISK", help="disk image to write")
+    parser.add_argument(
+        "--from",
+        dest="sources",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="store: dir:/usr disk:other.qcow2 pack:other.vmpack deb:/folder apt: https://… ; "
+        "repeatable; default: the store, this host's package-owned trees, what the pack names",
+    )
+    parser.add_argument("--format", choices=FORMATS, default="raw", help="default: %(default)s")
+    parser.add_argument("--offline", action="store_true", help="do not use the network by default")
+    parser.add_argument("--dry-run", action="store_true", help="print what would come from where")
+    parser.add_argument("--store", type=Path, metavar="FOLDER", help="another store")
+    parser.add_argument("--no-store", action="store_true", help="do not keep what is fetched")
+    parser.add_argument("--force", action="store_true", help="replace the output")
+    add_trust(parser)
+    add_common(parser)
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Unpack."""
+    if options.output is None and not options.dry_run:
+        options.parser.error("the following arguments are required: --output/-o")
+    started = time.monotonic()
+    settings = load_settings()
+    pack = open_pack(options.pack)
+    store = Store(options.store or settings.store or host.data_dir() / "store")
+    verdict = accept(pack, options)
+    opener = SourceOpener(pack, store, jobs=jobs_of(options))
+    sources: list[Source] = []
+    try:
+        named = options.sources or settings.sources
+        if named:
+            sources = opener.open_all(named)
+        else:
+            sources, notes = opener.defaults(offline=options.offline)
+            for note in notes:
+                print(f"vmpack: note: {note}", file=sys.stderr)
+        if options.dry_run:
+            return _show_plan(dry_run(pack, sources, progress_of(options)), as_json=options.json)
+        report = unpack(
+            pack,
+            options.output,
+            sources,
+            store=None if options.no_store else store,
+            container=options.format,
+            replace=options.force,
+            jobs=jobs_of(options),
+            progress=progress_of(options),
+        )
+    finally:
+        for source in sources:
+            source.close()
+        opener.close()
+        pack.close()
+    TrustStore().remember(verdict)
+    for line in [text for one in report.supplied for text in one.complaints]:
+        print(f"vmpack: note: {line}", file=sys.stderr)
+    if options.json:
+        print_json(_as_json(report))
+    else:
+        _print(report, time.monotonic() - started)
+    return 0
+
+
+def _as_json(report: UnpackReport) -> dict[str, object]:
+    return {
+        "output": str(report.output),
+        "disk_bytes": report.disk_bytes,
+        "content_bytes": report.content_bytes,
+        "resumed_bytes": report.resumed_bytes,
+        "supplied": [
+            {
+                "source": one.uri,
+                "content_bytes": one.proven_bytes,
+                "fetched_bytes": one.fetched_bytes,
+                "complaints": one.complaints,
+            }
+            for one in report.supplied
+        ],
+    }
+
+
+def _print(report: UnpackReport, seconds: float) -> None:
+    print(
+        f"{report.output}  {format_bytes(report.disk_bytes)}, "
+        f"every content proven, {seconds:.1f} s"
+    )
+    rows = [(one.uri, one.proven_bytes, one.fetched_bytes) for one in report.supplied]
+    if report.resumed_bytes:
+        rows.insert(0, ("left by an interrupted run", report.resumed_bytes, 0))
+    _print_sources([(name, size, cost) for name, size, cost in rows if size or cost])
+
+
+def _print_sources(rows: Sequence[tuple[str, int, int]]) -> None:
+    whole = sum(size for _, size, _ in rows) or 1
+    print(
+        format_table(
+            [
+                (
+                    name,
+                    format_bytes(size),
+                    f"{100 * size / whole:.1f} %",
+                    f"fetched {format_bytes(cost)}" if cost else "",
+                )
+                for name, size, cost in rows
+            ],
+            "<>><",
+        )
+    )
+
+
+def _show_plan(plan: DryRun, *, as_json: bool) -> int:
+    if as_json:
+        print_json(
+            {
+                "disk_bytes": plan.disk_bytes,
+                "steps": [
+                    {"source": uri, "contents": count, "content_bytes": size, "fetch_bytes": cost}
+                    for uri, count, size, cost in plan.steps
+                ],
+                "missing": [
+                    {"content": name, "bytes": size, "path": path}
+                    for name, size, path in plan.missing
+                ],
+            }
+        )
+    else:
+        print(f"a disk of {format_bytes(plan.disk_bytes)} would come from:")
+        _print_sources([(uri, size, cost) for uri, _, size, cost in plan.steps])
+        for name, size, path in plan.missing:
+            print(f"  missing  {name}  {size:>12,}  {path}")
+    return MissingError.exit_code if plan.missing else 0

@@ -1,0 +1,149 @@
+"""What a guest can lose without harm, and what keeps it from being packed as it is.
+
+Only swap is dropped: after the header page nobody reads it before writing it, unless a suspended
+system lies there. Everything else that looks superfluous (caches, logs) stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from formats.errors import FormatError
+from formats.filesystem import swap
+from formats.filesystem.model import DATA
+from formats.ranges import Ranges, total, union
+from formats.source import Runs, Source
+from packer.guest.identify import BIOS_BOOT_TYPE
+from packer.guest.model import Dropped
+from packer.guest.tree import Tree, runs_of
+from packer.survey.model import Survey, Volume
+
+CURE_FOR_DIRTY = "start the guest and shut it down cleanly"
+CURE_FOR_HIBERNATED = "start the guest, let it resume, and shut it down instead of hibernating it"
+_SWAP_REASON = "swap pages: a guest that was shut down never reads them again"
+
+# Partitions that hold no file system by design: they say nothing about the guest's files.
+_RAW_BY_DESIGN = frozenset(
+    {
+        BIOS_BOOT_TYPE,
+        "9e1a2d38-c612-4316-aa26-8b49521e5a8b",  # PowerPC PReP boot
+        "e3c9e316-0b5c-4db8-817d-f92df00215ae",  # Microsoft reserved
+        "41",  # PReP boot, MBR
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """dropped: see packer.guest.model. refusals, warnings: sentences with their cure."""
+
+    dropped: tuple[Dropped, ...]
+    refusals: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def find_droppable(tree: Tree) -> Findings:
+    """Return what may be dropped, and what the state of volumes and swap forbids or costs."""
+    survey = tree.survey
+    dropped = [
+        Dropped(f"swap partition {survey.volumes[row].number}", _SWAP_REASON, ranges)
+        for row, ranges in survey.dropped
+        if len(ranges)
+    ]
+    refusals: list[str] = []
+    warnings: list[str] = []
+    for volume in survey.volumes:
+        if volume.state == "hibernated":
+            refusals.append(_hibernated(f"partition {volume.number}", volume.state_reason))
+        elif volume.state != "clean" and volume.kind != "raw":
+            warnings.append(
+                f"{volume.kind} on partition {volume.number} is not clean ({volume.state_reason}):"
+                f" packed whole, including its free space; {CURE_FOR_DIRTY}"
+            )
+        warnings.extend(_about_raw(volume, tree.source))
+    for path, stream in _swap_files(tree):
+        _judge_swap_file(tree, path, stream, dropped, refusals, warnings)
+    return Findings(tuple(dropped), tuple(refusals), tuple(warnings))
+
+
+def ranges_on_disk(survey: Survey, stream: int, wanted: Ranges) -> Ranges:
+    """Return where on the disk the bytes `wanted` of a stream lie; holes lie nowhere."""
+    rows = survey.extents_of(stream)
+    data = survey.kind[rows] == DATA
+    start = survey.file_offset[rows][data]
+    end = start + survey.length[rows][data]
+    shift = survey.disk_offset[rows][data] - start
+    pieces = []
+    for low, high in wanted.tolist():
+        first, last = np.maximum(start, low), np.minimum(end, high)
+        some = first < last
+        pieces.append(np.stack([first + shift, last + shift], axis=1)[some])
+    return union(*pieces) if pieces else wanted
+
+
+def _swap_files(tree: Tree) -> Iterator[tuple[str, int]]:
+    seen: set[int] = set()
+    for entry in tree.fstab:
+        if entry.kind != "swap" or not entry.spec.startswith("/") or entry.spec.startswith("/dev/"):
+            continue
+        stream = tree.stream_of(entry.spec)
+        if stream is not None and stream not in seen:
+            seen.add(stream)
+            yield entry.spec, stream
+
+
+def _judge_swap_file(
+    tree: Tree,
+    path: str,
+    stream: int,
+    dropped: list[Dropped],
+    refusals: list[str],
+    warnings: list[str],
+) -> None:
+    """Add what follows from one swap file; a file that is no swap area stays as it is."""
+    survey = tree.survey
+    runs = runs_of(survey, stream, int(survey.file_size[stream]))
+    if runs is None:
+        return
+    try:
+        area = swap.read(Runs(tree.source, runs))
+    except FormatError as error:
+        warnings.append(f"{path} is no swap file that can be emptied ({error}): packed as it is")
+        return
+    if area.state == "hibernated":
+        refusals.append(_hibernated(path, area.state_reason))
+    elif survey.volumes[int(survey.volume[stream])].state == "clean":
+        # In a volume that is not clean the journal may still give these blocks to somebody else.
+        ranges = ranges_on_disk(survey, stream, area.dropped)
+        if total(ranges):
+            dropped.append(Dropped(f"swap file {path}", _SWAP_REASON, ranges))
+
+
+def _hibernated(what: str, reason: str) -> str:
+    found = f" ({reason})" if reason else ""
+    return f"{what} holds a hibernated system{found}: {CURE_FOR_HIBERNATED}"
+
+
+def _about_raw(volume: Volume, source: Source) -> Iterator[str]:
+    if volume.kind != "raw" or volume.partition_type in _RAW_BY_DESIGN:
+        return
+    travelling = total(source.data_ranges(volume.start, volume.end))
+    if travelling:
+        note = volume.note or "no file system that can be read"
+        yield (
+            f"partition {volume.number} ({note}) cannot be stubbed:"
+            f" {format_bytes(travelling)} travel"
+        )
+
+
+def format_bytes(count: int) -> str:
+    """Return a number of bytes for people, in decimal units ("3.2 GB")."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

@@ -1,0 +1,93 @@
+"""inspect of a disk image: what packing it would mean, before anything is written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from formats.ranges import total
+from packer.artifact.contents import Class
+from packer.artifact.map import Kind
+from packer.guest.model import Guest
+from packer.inspect.files import Group, largest_folders, sum_up_boot_set
+from packer.pack.bundle import estimate_bytes
+from packer.pack.prepare import prepare
+from packer.progress import Progress, Silent
+from packer.survey.disk import open_disk
+from packer.survey.model import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReport:
+    """What is in an image.
+
+    totals: {class name: (contents, bytes)}. boot: the boot set by reason. private: the folders
+    with the most private bytes, (folder, files, bytes). dropped: (what, bytes, reason).
+    thin_bytes: about what a thin pack would weigh.
+    """
+
+    path: str
+    container: str
+    size: int
+    table: str
+    guest: Guest
+    volumes: tuple[Volume, ...]
+    totals: dict[str, tuple[int, int]]
+    boot: tuple[Group, ...]
+    private: tuple[tuple[str, int, int], ...]
+    unused_bytes: int
+    zero_bytes: int
+    dropped: tuple[tuple[str, int, str], ...]
+    packages: int
+    thin_bytes: int
+    warnings: tuple[str, ...]
+
+
+def inspect_image(
+    image: str | Path,
+    *,
+    backing: Path | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> ImageReport:
+    """Return what packing an image would mean.
+
+    Raises InUseError and InputError as `pack` would.
+    """
+    progress = progress or Silent()
+    jobs = jobs or os.cpu_count() or 1
+    with open_disk(image, backing=backing) as disk:
+        prepared = prepare(disk, jobs=jobs, progress=progress)
+        contents = prepared.map.contents
+        carried = np.flatnonzero(contents.classes != Class.SHARED)
+        with progress.stage("weighing", int(contents.size[carried].sum())) as advance:
+            thin_bytes = estimate_bytes(
+                contents, prepared.hints, prepared.read_block, jobs=jobs, progress=advance
+            )
+        survey, judgement = prepared.survey, prepared.judgement
+        return ImageReport(
+            str(image),
+            survey.container,
+            survey.size,
+            survey.table,
+            judgement.guest,
+            survey.volumes,
+            {
+                one.name.lower(): (
+                    int((contents.classes == one).sum()),
+                    int(contents.size[contents.classes == one].sum()),
+                )
+                for one in Class
+            },
+            sum_up_boot_set(survey, judgement, prepared.map),
+            largest_folders(contents, prepared.hints, Class.PRIVATE),
+            prepared.map.bytes_of_kind(Kind.UNUSED),
+            prepared.map.bytes_of_kind(Kind.ZERO),
+            tuple((one.what, total(one.ranges), one.reason) for one in judgement.dropped),
+            len(judgement.packages),
+            thin_bytes,
+            (*survey.warnings, *judgement.warnings),
+        )

@@ -1,0 +1,110 @@
+"""inspect of a pack: what it holds, what it leaves to others, where that can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from packer.artifact.config import Config
+from packer.artifact.contents import Class
+from packer.artifact.hints import NO_PACKAGE, Package
+from packer.artifact.map import Kind
+from packer.artifact.opened import OpenedPack
+from packer.artifact.signature import open_envelope
+
+
+@dataclass(frozen=True, slots=True)
+class PackSummary:
+    """What a copy of a pack holds.
+
+    carried: {class name: (contents, bytes)} in this copy's bundles. bundles: {title: stored
+    bytes}. signers: fingerprints of carried keys that fit their signatures; whether they are to
+    be trusted is another question.
+    """
+
+    location: str
+    identity: str
+    config: Config
+    stored_bytes: int
+    carried: dict[str, tuple[int, int]]
+    bundles: dict[str, int]
+    unused_bytes: int
+    zero_bytes: int
+    packages: int
+    signers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stub:
+    """A content that a copy names but does not carry. where: who can supply it."""
+
+    path: str
+    content: str
+    size_bytes: int
+    where: str
+
+
+def inspect_pack(pack: OpenedPack) -> PackSummary:
+    """Return what a pack holds. Nothing is said about trust."""
+    contents = pack.map.contents
+    held = _held(pack)
+    return PackSummary(
+        pack.layout.location,
+        pack.config_digest,
+        pack.config,
+        sum(blob.size for blob in pack.manifest.blobs()),
+        {
+            one.name.lower(): (
+                int(((contents.classes == one) & held).sum()),
+                int(contents.size[(contents.classes == one) & held].sum()),
+            )
+            for one in Class
+        },
+        {title: layer.size for title, layer in pack.manifest.bundles().items()},
+        pack.map.bytes_of_kind(Kind.UNUSED),
+        pack.map.bytes_of_kind(Kind.ZERO),
+        len(pack.hints.packages),
+        _signers(pack),
+    )
+
+
+def stubs_of(pack: OpenedPack) -> Iterator[Stub]:
+    """Yield every stub of a copy, by path."""
+    contents, hints = pack.map.contents, pack.hints
+    rows = np.flatnonzero(~_held(pack))
+    first = np.searchsorted(hints.content, rows)
+    stubs = []
+    for row, place in zip(rows.tolist(), first.tolist(), strict=True):
+        named = place < len(hints.content) and hints.content[place] == row
+        package = int(hints.package[place]) if named else NO_PACKAGE
+        stubs.append(
+            Stub(
+                hints.path[place] if named else "(file-system metadata)",
+                contents.name(row),
+                int(contents.size[row]),
+                _where(None if package == NO_PACKAGE else hints.packages[package]),
+            )
+        )
+    yield from sorted(stubs, key=lambda stub: (stub.path, stub.content))
+
+
+def _where(package: Package | None) -> str:
+    if package is None:
+        return "another copy of this pack"
+    name = f"{package.name} {package.version} ({package.architecture})"
+    return f"package {name}" + (f", {package.filename}" if package.filename else "")
+
+
+def _held(pack: OpenedPack) -> np.ndarray:
+    held = np.zeros(len(pack.map.contents), dtype=bool)
+    held[pack.index.content] = True
+    return held
+
+
+def _signers(pack: OpenedPack) -> tuple[str, ...]:
+    if pack.envelope is None:
+        return ()
+    envelope = open_envelope(pack.envelope, pack.config_digest, f"{pack.layout.location}: signature")
+    return tuple(sorted(key.fingerprint for key in envelope.claimed_signers()))

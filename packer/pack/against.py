@@ -1,0 +1,42 @@
+"""What somebody else already has: `pack --against` makes it shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packer.artifact.contents import Contents
+from packer.artifact.hints import Hints
+from packer.sources.against import holds
+from packer.sources.base import Source, Wanted
+from packer.sources.inventory import Inventory
+
+Rows = NDArray[np.int64]
+Against = Callable[[Contents, Hints, Rows], Rows]
+"""(contents, hints, rows) -> those rows that some other place is known to hold."""
+
+
+def inventory_holds(path: Path) -> Against:
+    """Return a judge by an inventory file: digests that a target is known to have."""
+    inventory = Inventory.load(path)
+
+    def held(contents: Contents, hints: Hints, rows: Rows) -> Rows:  # noqa: ARG001
+        return rows[inventory.contains(contents.digest[rows])]
+
+    return held
+
+
+def source_holds(source: Source) -> Against:
+    """Return a judge by a source. What it offers is read and hashed: a stub that nobody can fill
+    is a hole in somebody's disk.
+    """
+
+    def held(contents: Contents, hints: Hints, rows: Rows) -> Rows:
+        near = holds(source, Wanted(contents, rows, hints), deep=False)
+        rest = np.setdiff1d(rows, near)
+        return np.union1d(near, holds(source, Wanted(contents, rest, hints), deep=True))
+
+    return held

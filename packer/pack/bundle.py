@@ -1,0 +1,239 @@
+"""Compress contents into the frames of bundles.
+
+A frame of the shared bundles never mixes packages or folders of different origin, so that who
+lacks one package fetches little else; boot and private bundles travel whole and mix freely. A
+content of 128 KiB or more has frames of its own, one for each 1 MiB block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packer.artifact.contents import BLOCK_BYTES, Class, Contents
+from packer.artifact.hints import NO_PACKAGE, Hints
+from packer.artifact.index import MAX_FRAME_BYTES, OWN_FRAME_BYTES, Index, offsets_in_bundles
+from packer.artifact.layout.base import BlobWriter, LayoutWriter
+from packer.artifact.manifest import Blob
+from packer.artifact.zstd import compress
+from packer.errors import InUseError
+
+SHARED_FRAME_BYTES = BLOCK_BYTES
+"""Small shared contents are mixed up to this size: what a missing 20 kB file costs to fetch."""
+
+SHARED_BUNDLE_BYTES = 192 << 20
+"""A shared bundle is closed when it has grown to this size."""
+
+ESTIMATE_LEVEL = 3
+
+ReadBlock = Callable[[int, int], bytes]
+"""(row of the contents, block) -> the bytes of that block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What one frame holds: one block of one content, or several whole small contents."""
+
+    rows: tuple[int, ...]
+    block: int
+    size: int
+
+
+@dataclass(slots=True)
+class _Table:
+    """The frame index while it grows."""
+
+    bundle: list[int] = field(default_factory=list)
+    stored_bytes: list[int] = field(default_factory=list)
+    frame_bytes: list[int] = field(default_factory=list)
+    content: list[int] = field(default_factory=list)
+    first_frame: list[int] = field(default_factory=list)
+    offset: list[int] = field(default_factory=list)
+
+    def add(self, frame: Frame, bundle: int, stored_bytes: int, sizes: Sequence[int]) -> None:
+        if frame.block == 0:
+            offset = 0
+            for row in frame.rows:
+                self.content.append(row)
+                self.first_frame.append(len(self.bundle))
+                self.offset.append(offset)
+                offset += sizes[row]
+        self.bundle.append(bundle)
+        self.stored_bytes.append(stored_bytes)
+        self.frame_bytes.append(frame.size)
+
+    def index(self, bundles: Sequence[Blob]) -> Index:
+        bundle = np.array(self.bundle, dtype=np.int64)
+        stored = np.array(self.stored_bytes, dtype=np.int64)
+        content = np.array(self.content, dtype=np.int64)
+        rows = np.argsort(content)
+        return Index(
+            tuple(blob.digest for blob in bundles),
+            bundle,
+            offsets_in_bundles(bundle, stored),
+            stored,
+            np.array(self.frame_bytes, dtype=np.int64),
+            content[rows],
+            np.array(self.first_frame, dtype=np.int64)[rows],
+            np.array(self.offset, dtype=np.int64)[rows],
+        )
+
+
+def write_bundles(
+    writer: LayoutWriter,
+    contents: Contents,
+    hints: Hints,
+    read: ReadBlock,
+    *,
+    classes: Sequence[Class],
+    levels: dict[Class, int],
+    jobs: int,
+    progress: Callable[[int], None],
+) -> tuple[dict[str, Blob], Index]:
+    """Write the bundles of the given classes.
+
+    Returns ({title: bundle}, index). levels: zstd level of each class. Every block is compared
+    with its digest as it is compressed: raises InUseError when the image changed since then.
+    """
+    sizes = contents.size.tolist()
+    table = _Table()
+    titles: list[str] = []
+    blobs: list[Blob] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        for one in classes:
+            frames = frames_of(contents, hints, one)
+            stored = _compressed(pool, frames, contents, read, levels[one], jobs)
+            open_bundle: BlobWriter | None = None
+            for frame, data in stored:
+                if open_bundle is None:
+                    open_bundle = writer.stream()
+                    titles.append(_title(one, titles))
+                open_bundle.write(data)
+                table.add(frame, len(blobs), len(data), sizes)
+                progress(frame.size)
+                if one == Class.SHARED and open_bundle.size >= SHARED_BUNDLE_BYTES:
+                    # A content's blocks may go on in the next bundle: frames stay in one row.
+                    blobs.append(open_bundle.finish())
+                    open_bundle = None
+            if open_bundle is not None:
+                blobs.append(open_bundle.finish())
+    return dict(zip(titles, blobs, strict=True)), table.index(blobs)
+
+
+def estimate_bytes(
+    contents: Contents,
+    hints: Hints,
+    read: ReadBlock,
+    *,
+    jobs: int,
+    progress: Callable[[int], None],
+) -> int:
+    """Return about how many bytes boot and private bundles would take.
+
+    Compressed at a fast level, which comes within a tenth of the final one: kernels and
+    initramfs, most of it, are compressed already.
+    """
+    stored = 0
+    with ThreadPoolExecutor(jobs) as pool:
+        for one in (Class.BOOT, Class.PRIVATE):
+            frames = frames_of(contents, hints, one)
+            for frame, data in _compressed(pool, frames, contents, read, ESTIMATE_LEVEL, jobs):
+                stored += len(data)
+                progress(frame.size)
+    return stored
+
+
+def frames_of(contents: Contents, hints: Hints, one: Class) -> Iterator[Frame]:
+    """Yield the frames of a class in their order: by origin, then by path."""
+    rows = np.flatnonzero(contents.classes == one)
+    if len(rows) == 0:
+        return
+    mixes = one != Class.SHARED
+    limit = MAX_FRAME_BYTES if mixes else SHARED_FRAME_BYTES
+    sizes = contents.size.tolist()
+    origins = _origins(hints, rows)
+    gathered: list[int] = []
+    filled = 0
+    last_origin: object = None
+    for origin, _, row in sorted(zip(*origins, strict=True)):
+        size = sizes[row]
+        if size >= OWN_FRAME_BYTES:
+            for block, start in enumerate(range(0, size, BLOCK_BYTES)):
+                yield Frame((row,), block, min(BLOCK_BYTES, size - start))
+            continue
+        if gathered and (filled + size > limit or not (mixes or origin == last_origin)):
+            yield Frame(tuple(gathered), 0, filled)
+            gathered, filled = [], 0
+        gathered.append(row)
+        filled += size
+        last_origin = origin
+    if gathered:
+        yield Frame(tuple(gathered), 0, filled)
+
+
+def _origins(hints: Hints, rows: NDArray[np.int64]) -> tuple[list[str], list[str], list[int]]:
+    """Return (origin, name that puts like beside like, row) of each content, as columns.
+
+    The origin is the package, or the folder of what no package ships; metadata has neither.
+    """
+    first = np.searchsorted(hints.content, rows)
+    origins, names = [], []
+    for row, place in zip(rows.tolist(), first.tolist(), strict=True):
+        if place >= len(hints.content) or hints.content[place] != row:
+            origins.append("")
+            names.append("")
+            continue
+        path = hints.path[place]
+        package = int(hints.package[place])
+        folder, _, name = path.rpartition("/")
+        if package == NO_PACKAGE:
+            origins.append(folder)
+        else:
+            origins.append(f"{hints.packages[package].name}\0{package}")
+        # Files of one kind compress best beside each other.
+        names.append(f"{name.rpartition('.')[2]}\0{path}")
+    return origins, names, rows.tolist()
+
+
+def _compressed(
+    pool: ThreadPoolExecutor,
+    frames: Iterator[Frame],
+    contents: Contents,
+    read: ReadBlock,
+    level: int,
+    jobs: int,
+) -> Iterator[tuple[Frame, bytes]]:
+    """Yield each frame with its compressed bytes, in order, some of them ahead of time."""
+    ahead: deque[tuple[Frame, Future[bytes]]] = deque()
+    for frame in frames:
+        ahead.append((frame, pool.submit(_compress, frame, contents, read, level)))
+        if len(ahead) > 4 * jobs:
+            done, future = ahead.popleft()
+            yield done, future.result()
+    for done, future in ahead:
+        yield done, future.result()
+
+
+def _compress(frame: Frame, contents: Contents, read: ReadBlock, level: int) -> bytes:
+    pieces = []
+    for row in frame.rows:
+        data = read(row, frame.block)
+        if hashlib.sha256(data).digest() != contents.block_digest(row, frame.block):
+            raise InUseError(
+                f"the image changed while it was packed: {contents.name(row)} is no longer there",
+                hint="shut the guest down and pack again",
+            )
+        pieces.append(data)
+    return compress(pieces[0] if len(pieces) == 1 else b"".join(pieces), level)
+
+
+def _title(one: Class, titles: Sequence[str]) -> str:
+    if one != Class.SHARED:
+        return one.name.lower()
+    return f"shared-{sum(title.startswith('shared-') for title in titles):03d}"

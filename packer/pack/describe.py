@@ -1,0 +1,72 @@
+"""Write down in the config what a prepared disk is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from formats.ranges import total
+from packer.artifact.config import (
+    Config,
+    Disk,
+    Dropped,
+    Guest,
+    HintsRef,
+    Total,
+    Totals,
+    digest,
+    printable,
+    printable_warnings,
+)
+from packer.artifact.contents import Class
+from packer.pack.prepare import Prepared
+
+
+def describe(
+    prepared: Prepared,
+    name: str,
+    version: int,
+    sources: Sequence[str],
+    map_bytes: bytes,
+    hint_bytes: bytes,
+) -> Config:
+    """Return the config of a pack; the same disk and options give the same one."""
+    guest = prepared.judgement.guest
+    contents = prepared.map.contents
+
+    def of(one: Class) -> Total:
+        rows = contents.classes == one
+        return Total(int(rows.sum()), int(contents.size[rows].sum()))
+
+    return Config(
+        name=name,
+        version=version,
+        guest=Guest(
+            *(
+                printable(text)
+                for text in (
+                    guest.family,
+                    guest.id,
+                    guest.release,
+                    guest.name,
+                    guest.architecture,
+                    guest.firmware,
+                )
+            )
+        ),
+        disks=(
+            Disk(
+                prepared.survey.size,
+                prepared.survey.sector_size,
+                digest(map_bytes),
+                len(map_bytes),
+            ),
+        ),
+        hints=HintsRef(digest(hint_bytes), len(hint_bytes)),
+        sources=tuple(sources),
+        dropped=tuple(
+            Dropped(printable(one.what), total(one.ranges), printable(one.reason))
+            for one in prepared.judgement.dropped
+        ),
+        totals=Totals(of(Class.BOOT), of(Class.PRIVATE), of(Class.SHARED)),
+        warnings=printable_warnings((*prepared.survey.warnings, *prepared.judgement.warnings)),
+    )

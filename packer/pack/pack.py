@@ -1,0 +1,144 @@
+"""pack: an installed disk becomes a signed pack."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from packer.artifact import config as configs
+from packer.artifact import manifest as manifests
+from packer.artifact.config import Config
+from packer.artifact.contents import Class
+from packer.artifact.hints import encode_hints
+from packer.artifact.index import encode_index
+from packer.artifact.keys import PrivateKey
+from packer.artifact.layout.open import create_layout
+from packer.artifact.map import Kind, encode_map
+from packer.artifact.signature import sign
+from packer.artifact.zstd import compress
+from packer.pack.bundle import write_bundles
+from packer.pack.describe import describe
+from packer.pack.against import Against
+from packer.pack.prepare import Resolve, prepare
+from packer.progress import Progress, Silent
+from packer.survey.disk import open_disk
+
+TABLE_LEVEL = 19
+"""zstd level of map, hints and index: small, and in every copy."""
+
+LEVELS = {Class.BOOT: 19, Class.PRIVATE: 19, Class.SHARED: 12}
+"""zstd level of each class: boot and private travel in every thin copy, shared contents seldom."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackOptions:
+    """What an author can say about a pack.
+
+    version: of this name, an integer that grows. sources: URIs where missing contents can be had.
+    thin: leave shared contents out. keep_free: keep what the guest's file systems call free.
+    """
+
+    name: str
+    version: int = 1
+    sources: Sequence[str] = ()
+    thin: bool = False
+    keep_free: bool = False
+    clean: str | None = None
+    against: Sequence[Against] = ()
+    resolve: Resolve | None = None
+    backing: Path | None = None
+    replace: bool = False
+    levels: dict[Class, int] = field(default_factory=lambda: dict(LEVELS))
+    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PackReport:
+    """What was written.
+
+    identity: the digest of the config, "sha256:…". stored_bytes: of the whole layout;
+    bundles: {title: bytes}. unused_bytes, zero_bytes: of the disk. signers: fingerprints. removed:
+    what was taken out of the guest before packing, a line each.
+    """
+
+    output: Path
+    identity: str
+    config: Config
+    stored_bytes: int
+    bundles: dict[str, int]
+    unused_bytes: int
+    zero_bytes: int
+    signers: tuple[str, ...]
+    removed: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def pack(
+    image: str | Path,
+    output: str | Path,
+    options: PackOptions,
+    keys: Sequence[PrivateKey],
+    progress: Progress | None = None,
+) -> PackReport:
+    """Pack a disk image.
+
+    Raises InUseError when something uses the image or it changes meanwhile, InputError when it
+    cannot be read, Error when the output cannot be written. Nothing appears under the final name
+    before it is complete.
+    """
+    progress = progress or Silent()
+    with (
+        open_disk(image, backing=options.backing) as disk,
+        create_layout(output, replace=options.replace) as writer,
+    ):
+        prepared = prepare(
+            disk,
+            keep_free=options.keep_free,
+            against=options.against,
+            resolve=options.resolve,
+            jobs=options.jobs,
+            progress=progress,
+        )
+        contents = prepared.map.contents
+        carried = [Class.BOOT, Class.PRIVATE] + ([] if options.thin else [Class.SHARED])
+        total = sum(int(contents.size[contents.classes == one].sum()) for one in carried)
+        with progress.stage("compress", total) as advance:
+            titled, index = write_bundles(
+                writer,
+                contents,
+                prepared.hints,
+                prepared.read_block,
+                classes=carried,
+                levels=options.levels,
+                jobs=options.jobs,
+                progress=advance,
+            )
+        disk.check_unchanged()
+        map_bytes, hint_bytes = encode_map(prepared.map), encode_hints(prepared.hints)
+        config = describe(prepared, options.name, options.version, options.sources,
+                          map_bytes, hint_bytes)
+        config_bytes = configs.encode(config)
+        config_blob = writer.add(config_bytes)
+        manifest = manifests.build(
+            config=config_blob,
+            maps=[writer.add(compress(map_bytes, TABLE_LEVEL))],
+            hints=writer.add(compress(hint_bytes, TABLE_LEVEL)),
+            frame_index=writer.add(compress(encode_index(index), TABLE_LEVEL)),
+            signature=writer.add(sign(config_blob.digest, keys)) if keys else None,
+            bundles=titled,
+        )
+        writer.finish(manifest, f"{options.name}:{options.version}")
+    return PackReport(
+        Path(output),
+        config_blob.digest,
+        config,
+        sum(blob.size for blob in manifest.blobs()),
+        {title: blob.size for title, blob in titled.items()},
+        prepared.map.bytes_of_kind(Kind.UNUSED),
+        prepared.map.bytes_of_kind(Kind.ZERO),
+        tuple(key.public.fingerprint for key in keys),
+        (),
+        tuple(config.warnings),
+    )

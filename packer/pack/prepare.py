@@ -1,0 +1,90 @@
+"""From an image to its map: survey, judge, cut, hash, classify. Nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.ranges import empty_ranges, union
+from packer.artifact.contents import BLOCK_BYTES, Class
+from packer.artifact.hints import Hints, Package
+from packer.artifact.map import Map
+from packer.errors import InUseError
+from packer.guest.judge import judge
+from packer.guest.model import Judgement
+from packer.pack.against import Against
+from packer.pack.cut import Cut, cut
+from packer.pack.digest import FragmentReader, digest_fragments
+from packer.pack.draw import classify, draw, note_hints
+from packer.progress import Progress
+from packer.survey.disk import Disk
+from packer.survey.model import Survey
+from packer.survey.survey import survey
+
+Resolve = Callable[[Sequence[Package]], Sequence[Package]]
+"""Packages as the guest's records name them -> the same, with where the mirror keeps them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A disk that is ready to be packed, with every decision and its reason.
+
+    fragment: int64[n], for each content the fragment of the cut that is read for it.
+    """
+
+    survey: Survey
+    judgement: Judgement
+    cut: Cut
+    map: Map
+    hints: Hints
+    fragment: NDArray[np.int64]
+    reader: FragmentReader
+
+    def read_block(self, row: int, block: int) -> bytes:
+        """Return one 1 MiB block of a content, read from the image."""
+        start = block * BLOCK_BYTES
+        end = min(start + BLOCK_BYTES, int(self.map.contents.size[row]))
+        return self.reader.read(int(self.fragment[row]), start, end)
+
+
+def prepare(
+    disk: Disk,
+    *,
+    keep_free: bool = False,
+    against: Sequence[Against] = (),
+    resolve: Resolve | None = None,
+    jobs: int,
+    progress: Progress,
+) -> Prepared:
+    """Return the prepared disk.
+
+    Raises InUseError for a guest that is hibernated, InputError for a disk that nobody can read.
+    """
+    surveyed = survey(disk)
+    judgement = judge(surveyed, disk.source)
+    if judgement.refusals:
+        raise InUseError(f"{disk.path}: {judgement.refusals[0]}")
+    if resolve is not None:
+        judgement = replace(judgement, packages=tuple(resolve(judgement.packages)))
+    dropped = union(empty_ranges(), *(one.ranges for one in judgement.dropped))
+    pieces = cut(surveyed, disk.source, dropped, keep_free=keep_free)
+    reader = FragmentReader(pieces, disk.source)
+    with progress.stage("hashing", int(pieces.size.sum())) as advance:
+        digests = digest_fragments(
+            pieces, reader, judgement.md5, jobs=jobs, progress=advance
+        )
+    classes = classify(surveyed, judgement, pieces, digests.owned)
+    drawing = draw(surveyed.size, pieces, digests, classes)
+    hints = note_hints(surveyed, judgement, pieces, drawing)
+    disk_map = drawing.map
+    for held_by in against:
+        contents = disk_map.contents
+        rows = np.flatnonzero(contents.classes == Class.PRIVATE)
+        shared = held_by(contents, hints, rows)
+        relabelled = contents.classes.copy()
+        relabelled[shared] = Class.SHARED
+        disk_map = replace(disk_map, contents=replace(contents, classes=relabelled))
+    return Prepared(surveyed, judgement, pieces, disk_map, hints, drawing.fragment, reader)

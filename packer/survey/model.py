@@ -1,0 +1,76 @@
+"""What a survey of a disk hands back: plain columns and small records, nothing that parses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.ranges import Ranges
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """One partition (or the whole disk) and what lies in it. Offsets in bytes of the disk.
+
+    kind: file system ("ext4", "vfat", "swap") or "raw" when nobody can parse it; note then says
+    what it seems to be or why ("LUKS: encrypted"). state, state_reason: see formats.filesystem.
+    unread: what the reader could not list; it stays as it is.
+    """
+
+    number: int
+    start: int
+    end: int
+    partition_type: str
+    partition_uuid: str
+    partition_label: str
+    kind: str
+    block_size: int
+    label: str
+    uuid: str
+    state: str
+    state_reason: str
+    note: str
+    unread: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Who owns which bytes of a disk; every offset is in bytes from the start of the disk.
+
+    container: "raw", "qcow2", "vmdk", … table: "mbr", "gpt", "none"; table_identifier: disk
+    signature or GUID. free: never seen by any reader of the guest's file systems (clean ones
+    only). dropped: per volume row, ranges whose loss is harmless (swap pages).
+
+    Streams (n rows): volume: row in `volumes`; inode; size, bytes of the file. Extents (m rows,
+    sorted by stream and file_offset): stream, file_offset, disk_offset, length, kind (DATA or
+    UNWRITTEN of formats.filesystem.model). Names (k rows, sorted by stream): name_stream, name
+    (path within the volume, beginning with "/"). symlinks: (volume row, path, target).
+    """
+
+    size: int
+    sector_size: int
+    container: str
+    table: str
+    table_identifier: str
+    volumes: tuple[Volume, ...]
+    free: Ranges
+    dropped: tuple[tuple[int, Ranges], ...]
+    volume: NDArray[np.int64]
+    inode: NDArray[np.int64]
+    file_size: NDArray[np.int64]
+    stream: NDArray[np.int64]
+    file_offset: NDArray[np.int64]
+    disk_offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    kind: NDArray[np.uint8]
+    name_stream: NDArray[np.int64]
+    name: list[str]
+    symlinks: tuple[tuple[int, str, str], ...]
+    warnings: tuple[str, ...]
+
+    def extents_of(self, stream: int) -> slice:
+        """Return the rows of the extent columns that belong to one stream."""
+        low, high = np.searchsorted(self.stream, [stream, stream + 1])
+        return slice(int(low), int(high))

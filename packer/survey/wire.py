@@ -1,0 +1,333 @@
+"""What parent and child say to each other: MessagePack of packed columns, nothing executable.
+
+The request is trusted (the parent wrote it). A reply is not: the child has parsed hostile bytes
+by then and may be anybody. `decode_reply` checks the shape and every length; what the numbers
+mean for the disk at hand is checked by `packer.survey.believe`.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.container.flat import FlatDisk
+from formats.container.raw import SECTOR_BYTES, open_raw
+from formats.ranges import Ranges
+from formats.source import FileSource, Source
+from packer.columns import Column, PackedColumn, decode_column, encode_column
+from packer.errors import InputError
+from packer.survey.limits import Limits
+from packer.transport.nbd import NbdSource
+
+MAX_BYTES = 1 << 60
+"""Above any offset or size on the wire, and the sum of two of them is still an int64."""
+
+MAX_TEXT_CHARACTERS = 4096
+MAX_TEXTS = 4096
+MAX_PARTITIONS = 4096
+
+Table = tuple[PackedColumn, ...]
+"""The columns of a two-dimensional int64 array."""
+
+
+class FlatColumns(msgspec.Struct, frozen=True, array_like=True):
+    """The arguments of FlatDisk: a container's disk as columns."""
+
+    size: int
+    cluster_size: int
+    compression: str
+    runs: Table
+    compressed: Table
+    backed: Table
+
+
+class PlainFile(msgspec.Struct, frozen=True, array_like=True, tag="file"):
+    """An inherited descriptor whose bytes are the disk."""
+
+    fd: int
+
+
+class FlatFile(msgspec.Struct, frozen=True, array_like=True, tag="flat"):
+    """An inherited descriptor of a container that has been parsed already."""
+
+    fd: int
+    columns: FlatColumns
+    backing: PlainFile | FlatFile | NbdExport | None
+
+
+class NbdExport(msgspec.Struct, frozen=True, array_like=True, tag="nbd"):
+    """An NBD server that the child connects to."""
+
+    uri: str
+
+
+Opening = PlainFile | FlatFile | NbdExport
+
+
+class ReadContainer(msgspec.Struct, frozen=True, array_like=True, tag="container"):
+    """Parse the container in an inherited descriptor. Answer: ContainerReply."""
+
+    container: str
+    fd: int
+    backing: Opening | None
+
+
+class ReadTable(msgspec.Struct, frozen=True, array_like=True, tag="table"):
+    """Read the partition table and say what each partition seems to be. Answer: TableReply."""
+
+    opening: Opening
+
+
+class ReadVolume(msgspec.Struct, frozen=True, array_like=True, tag="volume"):
+    """Read the file system of `[start, end)` of the disk. Answer: VolumeReply."""
+
+    opening: Opening
+    reader: str
+    start: int
+    end: int
+
+
+Request = ReadContainer | ReadTable | ReadVolume
+
+
+class Order(msgspec.Struct, frozen=True, array_like=True):
+    """A request and the limits within which it has to be answered."""
+
+    limits: Limits
+    request: Request
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, tag="failure"):
+    """A FormatError: the bytes are not what they should be, and the reader noticed."""
+
+    reason: str
+
+
+class ContainerReply(msgspec.Struct, frozen=True, array_like=True, tag="container"):
+    """columns: None when a backing file is needed or nothing was mapped.
+
+    backing_name, backing_format: what the container records. files: further files it names.
+    """
+
+    columns: FlatColumns | None
+    backing_name: str
+    backing_format: str
+    files: list[str]
+
+
+class WirePartition(msgspec.Struct, frozen=True, array_like=True):
+    """A partition, and what its first bytes look like.
+
+    reader: who can read it, "" for nobody; note: what it seems to be, for people; quiet: whether
+    the note is nothing to warn of.
+    """
+
+    number: int
+    start: int
+    end: int
+    type: str
+    uuid: str
+    label: str
+    reader: str
+    note: str
+    quiet: bool
+
+
+class TableReply(msgspec.Struct, frozen=True, array_like=True, tag="table"):
+    """See formats.volume.model.PartitionTable."""
+
+    kind: str
+    sector_size: int
+    identifier: str
+    partitions: list[WirePartition]
+    warnings: list[str]
+
+
+class VolumeReply(msgspec.Struct, frozen=True, array_like=True, tag="volume"):
+    """See formats.filesystem.model.FileSystem. Paths are joined by NUL, which no name contains."""
+
+    kind: str
+    block_size: int
+    label: str
+    uuid: str
+    state: str
+    state_reason: str
+    free: Table
+    dropped: Table
+    streams: Table
+    name_stream: PackedColumn
+    names: bytes
+    link_names: bytes
+    link_targets: bytes
+    unread: list[str]
+
+
+Reply = Failure | ContainerReply | TableReply | VolumeReply
+_Expected = TypeVar("_Expected", ContainerReply, TableReply, VolumeReply)
+
+_ORDERS = msgspec.msgpack.Decoder(Order)
+_REPLIES = msgspec.msgpack.Decoder(Reply)
+
+
+class MalformedError(InputError):
+    """A reply that no honest child sends."""
+
+
+def encode(message: Order | Reply) -> bytes:
+    """Return an order or a reply as bytes."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode_order(data: bytes) -> Order:
+    """Return what the parent asks for."""
+    return _ORDERS.decode(data)
+
+
+def decode_reply(data: bytes | bytearray, kind: type[_Expected]) -> _Expected | Failure:
+    """Return a reply of the given kind, or the failure that came instead.
+
+    Raises MalformedError.
+    """
+    try:
+        reply = _REPLIES.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MalformedError(f"not a reply: {error}") from error
+    if not isinstance(reply, (kind, Failure)):
+        raise MalformedError(f"expected a {kind.__name__}, found a {type(reply).__name__}")
+    return reply
+
+
+def pack_table(rows: NDArray[np.integer]) -> Table:
+    """Return the columns of a two-dimensional array of values of at least 0."""
+    return tuple(encode_column(rows[:, column]) for column in range(rows.shape[1]))
+
+
+def unpack_column(packed: PackedColumn, what: str, rows: int | None = None) -> Column:
+    """Return a column of values in [0, MAX_BYTES].
+
+    Raises MalformedError.
+    """
+    try:
+        column = decode_column(packed, what, rows)
+    except InputError as error:
+        raise MalformedError(error.message) from error
+    if len(column) and int(column.max()) > MAX_BYTES:
+        raise MalformedError(f"{what}: {int(column.max())} is more than any disk has")
+    return column
+
+
+def unpack_columns(table: Table, what: str, count: int) -> list[Column]:
+    """Return exactly `count` columns of equal length.
+
+    Raises MalformedError.
+    """
+    if len(table) != count:
+        raise MalformedError(f"{what}: expected {count} columns, found {len(table)}")
+    return [unpack_column(one, what, table[0].rows) for one in table]
+
+
+def unpack_table(table: Table, what: str, count: int) -> NDArray[np.int64]:
+    """Return int64[n, count].
+
+    Raises MalformedError.
+    """
+    return np.stack(unpack_columns(table, what, count), axis=1)
+
+
+def unpack_ranges(table: Table, what: str, size: int) -> Ranges:
+    """Return ranges that are sorted, disjoint, not empty and inside `[0, size)`.
+
+    Raises MalformedError.
+    """
+    ranges = unpack_table(table, what, 2)
+    if len(ranges) == 0:
+        return ranges
+    if (ranges[:, 1] <= ranges[:, 0]).any() or (ranges[1:, 0] < ranges[:-1, 1]).any():
+        raise MalformedError(f"{what}: the ranges are empty, unsorted or overlap")
+    if int(ranges[-1, 1]) > size:
+        raise MalformedError(f"{what}: a range ends at {int(ranges[-1, 1])}, the volume at {size}")
+    return ranges
+
+
+def pack_texts(texts: list[str]) -> bytes:
+    """Return strings, of which none contains NUL, as bytes; any code point passes, surrogates too.
+
+    An empty list and a list of one empty string look alike: whoever unpacks knows the count.
+    """
+    return "\0".join(texts).encode("utf-8", "surrogatepass")
+
+
+def unpack_texts(data: bytes, count: int, what: str) -> list[str]:
+    """Return exactly `count` strings of at most MAX_TEXT_CHARACTERS each.
+
+    Raises MalformedError.
+    """
+    try:
+        texts = data.decode("utf-8", "surrogatepass").split("\0")
+    except UnicodeDecodeError as error:
+        raise MalformedError(f"{what}: {error}") from error
+    if count == 0 and texts == [""]:
+        return []
+    if len(texts) != count:
+        raise MalformedError(f"{what}: expected {count}, found {len(texts)}")
+    if max(map(len, texts)) > MAX_TEXT_CHARACTERS:
+        raise MalformedError(f"{what}: one has more than {MAX_TEXT_CHARACTERS} characters")
+    return texts
+
+
+def pack_flat(disk: FlatDisk) -> FlatColumns:
+    """Return the columns that another process can read the disk with."""
+    return FlatColumns(
+        disk.size,
+        disk.cluster_size,
+        disk.compression,
+        pack_table(disk.runs),
+        pack_table(disk.compressed),
+        pack_table(disk.backed),
+    )
+
+
+def unpack_flat(columns: FlatColumns, file: Source, backing: Source | None) -> FlatDisk:
+    """Return the disk; its own checks keep every read inside the file.
+
+    Raises MalformedError, and FormatError for rows that contradict each other.
+    """
+    if not 0 <= columns.size <= MAX_BYTES:
+        raise MalformedError(f"a disk of {columns.size} bytes")
+    return FlatDisk(
+        file,
+        columns.size,
+        unpack_table(columns.runs, "runs", 3),
+        unpack_table(columns.compressed, "compressed clusters", 4),
+        columns.cluster_size,
+        columns.compression,
+        backing,
+        unpack_table(columns.backed, "backed ranges", 2),
+    )
+
+
+def open_source(opening: Opening) -> Source:
+    """Open, in the child, what the parent has open.
+
+    Raises OSError, FormatError, and Error for a server that does not answer.
+    """
+    if isinstance(opening, NbdExport):
+        return NbdSource(opening.uri)
+    file = inherited_file(opening.fd)
+    if isinstance(opening, PlainFile):
+        return raw_source(file)
+    backing = open_source(opening.backing) if opening.backing is not None else None
+    return unpack_flat(opening.columns, file, backing)
+
+
+def inherited_file(fd: int) -> FileSource:
+    """Open an inherited descriptor's file again, because a shared one has a shared position."""
+    return FileSource(f"/dev/fd/{fd}")
+
+
+def raw_source(file: FileSource) -> Source:
+    """Return a raw image as a disk, which is always whole sectors long."""
+    return file if file.size % SECTOR_BYTES == 0 else open_raw(file)

@@ -1,0 +1,189 @@
+"""The child's side: read one thing from a disk, answer once, end.
+
+Started by `packer.survey.child`; everything is imported before the limits are taken on, because
+what is imported is trusted and what is read afterwards is not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from formats.container.qcow2 import BackingRequired, Qcow2
+from formats.errors import FormatError
+from formats.filesystem import ext, fat, swap
+from formats.filesystem.model import FileSystem
+from formats.source import Source, Window
+from formats.volume.model import Partition
+from formats.volume.table import read_table
+from packer.columns import encode_column
+from packer.survey import wire
+from packer.survey.child import EXIT_OUT_OF_MEMORY
+from packer.survey.limits import limit_this_process, parent_is_gone
+from packer.survey.recognise import recognise
+from packer.survey.references import referenced_files
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+_NO_TABLE_NUMBER = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A file system's reader."""
+
+    name: str
+    probe: Callable[[Source], bool]
+    read: Callable[[Source], FileSystem]
+
+
+READERS = (
+    Reader("ext", ext.probe, ext.read),
+    Reader("swap", swap.probe, swap.read),
+    Reader("FAT", fat.probe, fat.read),
+)
+
+
+def main(parent: int) -> None:
+    """Answer the request on standard input, within the limits that it sets."""
+    answers = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)  # what a C library may print is no part of the answer
+    with os.fdopen(_STDIN, "rb", closefd=False) as pipe:
+        order = wire.decode_order(pipe.read())
+    limit_this_process(order.limits)
+    if parent_is_gone(parent):
+        sys.exit(1)
+    try:
+        answer = wire.encode(_answer(order.request))
+    except MemoryError:
+        os._exit(EXIT_OUT_OF_MEMORY)
+    with os.fdopen(answers, "wb") as pipe:
+        pipe.write(answer)
+    # Nothing is left to do, and freeing a million objects one by one takes its time.
+    os._exit(0)
+
+
+def _answer(request: wire.Request) -> wire.Reply:
+    try:
+        if isinstance(request, wire.ReadContainer):
+            return _read_container(request)
+        source = wire.open_source(request.opening)
+        if isinstance(request, wire.ReadTable):
+            return _read_table(source)
+        return _read_volume(request, source)
+    except FormatError as error:
+        return wire.Failure(_printable(str(error)))
+    except OSError as error:
+        return wire.Failure(f"cannot be read: {_printable(str(error))}")
+
+
+def _read_container(request: wire.ReadContainer) -> wire.ContainerReply:
+    file = wire.inherited_file(request.fd)
+    if request.container != "qcow2":
+        names = referenced_files(file, request.container)
+        return wire.ContainerReply(None, "", "", [_printable(name) for name in names])
+    backing = wire.open_source(request.backing) if request.backing is not None else None
+    try:
+        disk = Qcow2(file, backing)
+    except BackingRequired as needed:
+        return wire.ContainerReply(None, _printable(needed.name), _printable(needed.format), [])
+    return wire.ContainerReply(
+        wire.pack_flat(disk), _printable(disk.backing_name), _printable(disk.backing_format), []
+    )
+
+
+def _read_table(source: Source) -> wire.TableReply:
+    table = read_table(source)
+    partitions = table.partitions
+    if table.kind == "none" and source.size:
+        partitions = (Partition(_NO_TABLE_NUMBER, 0, source.size, ""),)
+    return wire.TableReply(
+        table.kind,
+        table.sector_size,
+        table.identifier,
+        [_look_at(source, one) for one in partitions],
+        [_printable(warning) for warning in table.warnings],
+    )
+
+
+def _look_at(source: Source, partition: Partition) -> wire.WirePartition:
+    window = Window(source, partition.start, partition.end - partition.start)
+    reader, note, quiet = _judge(window, partition.type)
+    return wire.WirePartition(
+        partition.number,
+        partition.start,
+        partition.end,
+        partition.type,
+        partition.uuid,
+        _printable(partition.label),
+        reader,
+        note,
+        quiet,
+    )
+
+
+def _judge(volume: Source, partition_type: str) -> tuple[str, str, bool]:
+    """Return (reader, note, quiet): a reader only if nothing else claims the volume."""
+    able = [one.name for one in READERS if one.probe(volume)]
+    guess = recognise(volume, partition_type)
+    claims = able + ([guess.name] if guess and guess.claims else [])
+    if len(claims) > 1:
+        return "", f"signs of {' and '.join(claims)}: one of them is stale", False
+    if able:
+        return able[0], "", True
+    if guess:
+        return "", guess.note, guess.quiet
+    if len(volume.data_ranges(0, volume.size)) == 0:
+        return "", "empty: reads as zeros", True
+    return "", "no known file system", False
+
+
+def _read_volume(request: wire.ReadVolume, source: Source) -> wire.VolumeReply:
+    window = Window(source, request.start, request.end - request.start)
+    read = next(one.read for one in READERS if one.name == request.reader)
+    found = read(window)
+    streams = found.streams
+    unread = [_printable(sentence) for sentence in found.unread[: wire.MAX_TEXTS - 1]]
+    names = sorted((stream, name) for stream, name in found.names if _fits(name))
+    if len(names) < len(found.names):
+        unread.append(f"{len(found.names) - len(names)} names are too long or contain NUL")
+    links = [link for link in found.symlinks if all(map(_fits, link))]
+    return wire.VolumeReply(
+        found.kind,
+        found.block_size,
+        _printable(found.label),
+        found.uuid,
+        found.state,
+        _printable(found.state_reason),
+        wire.pack_table(found.free),
+        wire.pack_table(found.dropped),
+        tuple(
+            encode_column(column)
+            for column in (
+                streams.inode,
+                streams.size,
+                streams.stream,
+                streams.file_offset,
+                streams.disk_offset,
+                streams.length,
+                streams.kind,
+            )
+        ),
+        encode_column(np.array([stream for stream, _ in names], dtype=np.int64)),
+        wire.pack_texts([name for _, name in names]),
+        wire.pack_texts([name for name, _ in links]),
+        wire.pack_texts([target for _, target in links]),
+        unread,
+    )
+
+
+def _fits(text: str) -> bool:
+    return 0 < len(text) <= wire.MAX_TEXT_CHARACTERS and "\0" not in text
+
+
+def _printable(text: str) -> str:
+    """Return text that can be encoded, which names with lone surrogates cannot, and cut."""
+    return text.encode("utf-8", "replace").decode("utf-8")[: wire.MAX_TEXT_CHARACTERS]

@@ -1,0 +1,317 @@
+"""One HTTP answer that was checked before a byte of its body is believed.
+
+Everything here comes from a stranger: statuses, lengths and redirects are compared with what was
+asked for, bodies are read in pieces and never past what was asked for. RFC 9110 sections 14 and 15.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+import requests
+import requests.adapters
+import urllib3.exceptions
+
+from packer.errors import Error
+
+CHUNK_BYTES = 1 << 18
+MAX_REDIRECTS = 5
+
+MAX_OFFSET_BYTES = 1 << 62
+"""Larger lengths and offsets in headers are nonsense."""
+
+SLOW_WINDOW_SECONDS = 60.0
+SLOW_WINDOW_BYTES = 1 << 14
+"""Less than this within the window counts as a stall: the read timeout alone lets one byte every
+few seconds go on for ever."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
+_UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})", re.ASCII)
+
+
+class TransportError(Error):
+    """A server cannot be reached or answers what it must not answer."""
+
+
+class NotFoundError(TransportError):
+    """The server says that it does not have this (404, 410)."""
+
+
+class ForbiddenError(TransportError):
+    """The server does not hand this out (401, 403, 407); some say so of what is not there."""
+
+
+class Transient(Exception):  # noqa: N818 - not for people: what may go better next time
+    """A failure after which the same request may succeed; never leaves this package."""
+
+    def __init__(self, reason: str, after_seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.after_seconds = after_seconds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Body:
+    """An answer whose headers are right: its body holds the file's bytes from `start`.
+
+    end: where the body ends in the file, None when the server does not say; total: size of the
+    file or None; partial: whether the server honoured the range; etag: "" without.
+    """
+
+    url: str
+    response: requests.Response
+    start: int
+    end: int | None
+    total: int | None
+    partial: bool
+    etag: str
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body in pieces as they arrive; a cut or a stall raises Transient."""
+        if self.response.status_code == 416:
+            return  # nothing is left of the file; this body is a message
+        started, received = time.monotonic(), 0
+        while True:
+            data = self._read(CHUNK_BYTES)
+            if not data:
+                return
+            yield data
+            received += len(data)
+            if time.monotonic() - started > SLOW_WINDOW_SECONDS:
+                if received < SLOW_WINDOW_BYTES:
+                    raise Transient(f"only {received} bytes in {SLOW_WINDOW_SECONDS:.0f} s")
+                started, received = time.monotonic(), 0
+
+    def check_finished(self) -> None:
+        """Raise TransportError when more follows than the headers announced."""
+        if self.response.status_code == 206 and self._read(1):
+            raise TransportError(f"{visible(self.url)}: the body is longer than its Content-Range")
+
+    def interrupt(self) -> None:
+        """Wake a thread that waits for data; its read ends as if the connection were cut."""
+        # AttributeError, ValueError, RuntimeError: an older urllib3, nothing to shut down, done.
+        with suppress(OSError, AttributeError, ValueError, RuntimeError):
+            self.response.raw.shutdown()
+
+    def close(self) -> None:
+        """Give the connection back, or cut it when the body was not read to its end."""
+        self.response.close()
+
+    def _read(self, size: int) -> bytes:
+        # read1 hands over what has arrived, so that a cut connection loses nothing.
+        try:
+            return bytes(self.response.raw.read1(size, decode_content=False) or b"")
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise Transient(f"the connection broke: {error}") from error
+
+
+class OneHostSession(requests.Session):
+    """A session without cookies, retries and hidden redirects; proxies come from the environment.
+
+    requests reads the whole body of a redirect, however long, even when it is told not to follow
+    it (Session.send, 2.34); so redirects are followed in `send` below.
+    """
+
+    def __init__(self, connections: int) -> None:
+        super().__init__()
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self.headers.update({"Accept-Encoding": "identity", "User-Agent": "vmpack"})
+        adapter = requests.adapters.HTTPAdapter(pool_maxsize=connections, max_retries=0)
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, adapter)
+
+    def resolve_redirects(self, *_: object, **__: object) -> Iterator[requests.Response]:
+        """Follow nothing, read nothing."""
+        return iter(())
+
+
+def visible(url: str) -> str:
+    """Return the URL as it may be shown: without user name, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def origin(url: str) -> str:
+    """Return scheme, host and port of a URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+
+
+def send(
+    session: requests.Session,
+    method: str,
+    url: str,
+    headers: dict[str, str],
+    timeout_seconds: tuple[float, float],
+) -> requests.Response:
+    """Return the answer after redirects; its body is unread.
+
+    Raises Transient for what may pass, TransportError for what will not, NotFoundError for 404.
+    """
+    target = url
+    for _ in range(MAX_REDIRECTS + 1):
+        response = _send_once(session, method, target, headers, timeout_seconds)
+        location = session.get_redirect_target(response)
+        if location is None:
+            return _checked_status(response, url)
+        response.close()
+        target = _redirected(target, location)
+    raise TransportError(f"{visible(url)}: more than {MAX_REDIRECTS} redirects")
+
+
+def _send_once(
+    session: requests.Session,
+    method: str,
+    url: str,
+    headers: dict[str, str],
+    timeout_seconds: tuple[float, float],
+) -> requests.Response:
+    try:
+        return session.request(
+            method,
+            url,
+            headers=headers,
+            timeout=timeout_seconds,
+            stream=True,
+            allow_redirects=False,
+        )
+    except requests.exceptions.SSLError as error:
+        raise TransportError(
+            f"{visible(url)}: no trusted connection: {error}",
+            hint="REQUESTS_CA_BUNDLE names the certificates that are accepted",
+        ) from error
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise Transient(_cause(error)) from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+        raise TransportError(f"{visible(url)}: {error}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost reason; the outer ones print objects and whole URLs."""
+    seen = error
+    while (inner := seen.__cause__ or seen.__context__) is not None:
+        seen = inner
+    return str(seen) or type(seen).__name__
+
+
+def _redirected(url: str, location: str) -> str:
+    """Return the next URL; a user name and password go along only to the same origin."""
+    target = urljoin(url, location)
+    parts = urlsplit(target)
+    if parts.scheme not in ("http", "https") or (
+        parts.scheme == "http" and urlsplit(url).scheme == "https"
+    ):
+        raise TransportError(f"{visible(url)}: refused a redirect to {parts.scheme or 'nowhere'}:")
+    user = urlsplit(url).netloc.rpartition("@")[0] if origin(target) == origin(url) else ""
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{user}@{host}" if user else host, fragment=""))
+
+
+def _checked_status(response: requests.Response, url: str) -> requests.Response:
+    status = response.status_code
+    if status in (200, 206, 416):
+        return response
+    response.close()
+    shown = f"{visible(url)}: {status} {response.reason or ''}".rstrip()
+    if status in (404, 410):
+        raise NotFoundError(shown, hint="check the address")
+    if status in (401, 403, 407):
+        raise ForbiddenError(shown, hint="~/.netrc may hold the user name and password of a host")
+    if status in (408, 425, 429) or status >= 500:
+        raise Transient(f"{status} {response.reason or ''}".rstrip(), _retry_after(response))
+    raise TransportError(shown)
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    """Return the seconds a server asks us to wait (RFC 9110, 10.2.3), or None."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit() and len(value) < 10:
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def open_body(
+    session: requests.Session,
+    url: str,
+    start: int,
+    end: int | None,
+    timeout_seconds: tuple[float, float],
+) -> Body:
+    """Ask for the bytes [start, end) of a file (end None: all) and check the answer's headers.
+
+    A server that ignores ranges yields a body with `partial` False and `start` 0; a file that ends
+    before `start` one with `start` and `end` at its size.
+    """
+    headers = {}
+    if start or end is not None:
+        headers["Range"] = f"bytes={start}-" if end is None else f"bytes={start}-{end - 1}"
+    response = send(session, "GET", url, headers, timeout_seconds)
+    try:
+        return _checked_body(response, url, start, end)
+    except BaseException:
+        response.close()
+        raise
+
+
+def _checked_body(response: requests.Response, url: str, start: int, end: int | None) -> Body:
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise TransportError(
+            f"{visible(url)}: the server compresses although it was asked not to",
+            hint="switch compression off for this directory",
+        )
+    length = _content_length(response, url)
+    etag = response.headers.get("ETag", "")[:256]
+    if response.status_code == 416:
+        found = _UNSATISFIED.fullmatch(response.headers.get("Content-Range", ""))
+        if found is None:
+            raise TransportError(f"{visible(url)}: the file has no byte {start}")
+        size = int(found[1])
+        return Body(url, response, size, size, size, True, etag)
+    if response.status_code == 200:
+        return Body(url, response, 0, length, length, False, etag)
+    first, last, total = _content_range(response, url)
+    if first != start or (end is not None and last + 1 != end):
+        raise TransportError(
+            f"{visible(url)}: expected bytes {start} to {end or 'the end'}, "
+            f"Content-Range has {first} to {last + 1} of {total}"
+        )
+    if length is not None and length != last + 1 - first:
+        raise TransportError(
+            f"{visible(url)}: Content-Range means {last + 1 - first} bytes, Content-Length {length}"
+        )
+    return Body(url, response, first, last + 1, total, True, etag)
+
+
+def _content_length(response: requests.Response, url: str) -> int | None:
+    value = response.headers.get("Content-Length")
+    if value is None:
+        return None
+    if (
+        not (value.isascii() and value.isdigit())
+        or len(value) > 19
+        or int(value) > MAX_OFFSET_BYTES
+    ):
+        raise TransportError(f"{visible(url)}: Content-Length {value[:40]!r} is no length")
+    return int(value)
+
+
+def _content_range(response: requests.Response, url: str) -> tuple[int, int, int | None]:
+    """Return first byte, last byte and the file's size (RFC 9110, 14.4)."""
+    value = response.headers.get("Content-Range", "")
+    found = _CONTENT_RANGE.fullmatch(value)
+    if found is None:
+        raise TransportError(f"{visible(url)}: Content-Range {value[:60]!r} is not one byte range")
+    first, last = int(found[1]), int(found[2])
+    total = None if found[3] == "*" else int(found[3])
+    if not first <= last < MAX_OFFSET_BYTES or (total is not None and last >= total):
+        raise TransportError(f"{visible(url)}: Content-Range {value[:60]!r} contradicts itself")
+    return first, last, total

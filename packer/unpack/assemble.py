@@ -1,0 +1,220 @@
+"""Write contents into their ranges and prove each piece by its digest.
+
+Bytes that are copied are hashed in memory before they are written; blocks that are shared are
+shared first and hashed as the output holds them, because the file they come from may change at
+any moment. So a wrong byte is never left behind as done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.ranges import intersect, union
+from packer.artifact.contents import BLOCK_BYTES
+from packer.artifact.map import Kind, Map
+from packer.progress import Advance
+from packer.sources.base import Bytes, FileRange, Piece, Source, SourceError
+from packer.unpack.output import CLONE_UNIT_BYTES, Output
+from packer.unpack.places import Places
+
+Rows = NDArray[np.int64]
+CHUNK_BYTES = 16 << 20
+CHUNK_ROWS = 512
+SMALLEST_CLONE_BYTES = 4 * CLONE_UNIT_BYTES
+"""Below this, copying is cheaper than asking the file system to share blocks."""
+
+
+class Assembler:
+    """Puts contents into an output; knows which pieces are proven to be there."""
+
+    def __init__(self, disk_map: Map, output: Output, jobs: int) -> None:
+        self.map = disk_map
+        self.output = output
+        self.places = Places(disk_map)
+        self._jobs = jobs
+        count = np.maximum(1, np.diff(disk_map.contents.block_start))
+        first = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+        self._first_piece: NDArray[np.int64] = first
+        self._proven = np.zeros(int(first[-1]), dtype=bool)
+        self._lock = threading.Lock()
+
+    def missing(self) -> Rows:
+        """Return the contents that are not wholly proven yet, sorted."""
+        if len(self._proven) == 0:
+            return np.empty(0, dtype=np.int64)
+        whole = np.logical_and.reduceat(self._proven, self._first_piece[:-1])
+        return np.flatnonzero(~whole)
+
+    def take_up(self, advance: Advance) -> int:
+        """Prove by re-hashing what an interrupted run has left in the output; clear the rest.
+
+        Ranges that hold no content must read as zeros, whatever an earlier run put there.
+        Returns the bytes of contents that were proven.
+        """
+        holding = self.output.data_ranges()
+        if len(holding) == 0:
+            return 0
+        bounds = np.stack([self.map.start, self.map.end], axis=1)
+        empty = union(bounds[self.map.kind != Kind.CONTENT])
+        for low, high in intersect(holding, empty).tolist():
+            self.output.clear(low, high)
+        first = self.places.first_offset
+        at = np.minimum(np.searchsorted(holding[:, 1], first, side="right"), len(holding) - 1)
+        present = (holding[at, 0] <= first) & (first < holding[at, 1])
+        proven = _Counter(advance)
+        self._each_chunk(np.flatnonzero(present), lambda chunk: self._prove_all(chunk, proven))
+        return proven.total_bytes
+
+    def place_all(self, source: Source, rows: Rows, advance: Advance) -> tuple[int, list[str]]:
+        """Fetch `rows` from a source and put them in place.
+
+        Returns (bytes of contents that were proven, complaints of the source). What is missing
+        afterwards was not to be had there. Errors of the output are raised.
+        """
+        complaints: list[str] = []
+        proven = _Counter(advance)
+
+        def take(chunk: Rows) -> None:
+            try:
+                for piece in source.fetch(chunk):
+                    proven.add(self._place(piece))
+            except SourceError as error:
+                complaints.append(str(error))
+
+        if source.local:
+            self._each_chunk(rows, take)
+        else:
+            self._place_ahead(source, rows, proven, complaints)
+        return proven.total_bytes, complaints
+
+    def read_content(self, row: int) -> Iterator[bytes]:
+        """Yield a proven content in pieces of 1 MiB, as the output holds it."""
+        for _, start, end in self.places.blocks(row):
+            whole = bytearray(end - start)
+            for target, low, high in self.places.targets(row, start, end):
+                whole[low - start : high - start] = self.output.pread(target, high - low)
+            yield bytes(whole)
+
+    def _place_ahead(
+        self, source: Source, rows: Rows, proven: _Counter, complaints: list[str]
+    ) -> None:
+        """Take all rows from one stream, so that its fetches are joined, and hash behind it."""
+        waiting: deque[Future[int]] = deque()
+        with ThreadPoolExecutor(self._jobs) as pool:
+            try:
+                for piece in source.fetch(rows):
+                    if isinstance(piece, FileRange):
+                        proven.add(self._place(piece))  # its descriptor is ours until the next
+                        continue
+                    waiting.append(pool.submit(self._place, piece))
+                    if len(waiting) > 4 * self._jobs:
+                        proven.add(waiting.popleft().result())
+            except SourceError as error:
+                complaints.append(str(error))
+            for one in waiting:
+                proven.add(one.result())
+
+    def _each_chunk(self, rows: Rows, work: Callable[[Rows], None]) -> None:
+        """Do work on the rows in groups small enough to keep every thread busy."""
+        if len(rows) == 0:
+            return
+        filled = np.cumsum(self.map.contents.size[rows]) // CHUNK_BYTES
+        group = filled + np.arange(len(rows)) // CHUNK_ROWS
+        chunks = np.split(rows, np.flatnonzero(np.diff(group)) + 1)
+        with ThreadPoolExecutor(self._jobs) as pool:
+            for _ in pool.map(work, chunks):
+                pass
+
+    def _place(self, piece: Piece) -> int:
+        """Put one piece in place; return how many bytes of content it proved (0: it was wrong)."""
+        if isinstance(piece, Bytes):
+            return self._place_bytes(piece.row, piece.block, piece.data)
+        size = self.places.sizes[piece.row]
+        if size >= SMALLEST_CLONE_BYTES and self._clone(piece):
+            return self._prove(piece.row)
+        return self._copy_file(piece)
+
+    def _place_bytes(self, row: int, block: int, data: bytes | memoryview) -> int:
+        number = int(self._first_piece[row]) + block
+        start = block * BLOCK_BYTES
+        expected = min(BLOCK_BYTES, self.places.sizes[row] - start)
+        if self._proven[number] or len(data) != expected:
+            return 0
+        if hashlib.sha256(data).digest() != self.places.digest(row, block):
+            return 0
+        view = memoryview(data)
+        for target, low, high in self.places.targets(row, start, start + len(data)):
+            self.output.pwrite(target, view[low - start : high - start])
+        return self._mark(number, len(data))
+
+    def _copy_file(self, piece: FileRange) -> int:
+        proven = 0
+        for block, start, end in self.places.blocks(piece.row):
+            try:
+                data = os.pread(piece.fd, end - start, piece.offset + start)
+            except OSError:
+                break  # the medium gave up; another source is asked for the rest
+            proven += self._place_bytes(piece.row, block, data)
+        return proven
+
+    def _clone(self, piece: FileRange) -> bool:
+        """Share the whole blocks of a content's ranges; copy what is left of the last one."""
+        targets = list(self.places.targets(piece.row, 0, self.places.sizes[piece.row]))
+        if any(
+            (piece.offset + low) % CLONE_UNIT_BYTES or target % CLONE_UNIT_BYTES
+            for target, low, _ in targets
+        ):
+            return False
+        for target, low, high in targets:
+            body = (high - low) // CLONE_UNIT_BYTES * CLONE_UNIT_BYTES
+            if body and not self.output.clone(piece.fd, piece.offset + low, target, body):
+                return False
+            if low + body < high:
+                try:
+                    tail = os.pread(piece.fd, high - low - body, piece.offset + low + body)
+                except OSError:
+                    return False
+                self.output.pwrite(target + body, tail)
+        return True
+
+    def _prove_all(self, rows: Rows, proven: _Counter) -> None:
+        for row in rows.tolist():
+            proven.add(self._prove(row))
+
+    def _prove(self, row: int) -> int:
+        """Hash a content as the output holds it, in every place; return the bytes proven."""
+        proven = 0
+        for block, start, end in self.places.blocks(row):
+            if self.places.held(self.output.pread, row, block, start, end):
+                proven += self._mark(int(self._first_piece[row]) + block, end - start)
+        return proven
+
+    def _mark(self, number: int, length: int) -> int:
+        with self._lock:
+            if self._proven[number]:
+                return 0
+            self._proven[number] = True
+            return length
+
+
+class _Counter:
+    """Adds up proven bytes and passes them on, from several threads."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.total_bytes = 0
+        self._advance = advance
+        self._lock = threading.Lock()
+
+    def add(self, length: int) -> None:
+        with self._lock:
+            self.total_bytes += length
+            if length:
+                self._advance(length)

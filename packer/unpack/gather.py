@@ -1,0 +1,178 @@
+"""Ask one source after the other until every content is in place or nobody has it.
+
+Local sources are asked first, one by one, since what they have costs nothing; then the network
+sources are weighed against each other by the bytes they would have to send. A source that gives
+a wrong byte loses that content to the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packer.artifact.contents import Class
+from packer.artifact.hints import Hints
+from packer.progress import Progress
+from packer.sources.base import Learning, Offers, Source, SourceError, Wanted
+from packer.unpack.assemble import Assembler
+from packer.unpack.plan import Plan, choose
+
+Rows = NDArray[np.int64]
+
+DEEP_SEARCH_BYTES = 4 << 20
+"""A source's whole tree is indexed only if at least this much would have to be fetched."""
+
+MOST_TRIES = 8
+"""How many candidates of one source are tried for a content."""
+
+
+@dataclass(slots=True)
+class Supplied:
+    """What one source gave: bytes of contents that were proven, bytes it should have sent."""
+
+    uri: str
+    proven_bytes: int = 0
+    fetched_bytes: int = 0
+    complaints: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Gathering:
+    """supplied: by source, in the order of asking. fetched: contents that travelled over the
+    network. missing: contents that nobody has.
+    """
+
+    supplied: dict[str, Supplied]
+    fetched: Rows
+    missing: Rows
+
+
+def gather(
+    assembler: Assembler,
+    hints: Hints,
+    carrier: Source,
+    sources: Sequence[Source],
+    progress: Progress,
+) -> Gathering:
+    """Fill the assembler's output.
+
+    carrier: the pack itself, which alone is asked for its boot and private contents first: asking
+    others for them would tell them what is nobody's business, and they could not have them.
+    sources: the others, in order of preference.
+    """
+    return _Gatherer(assembler, hints, carrier, sources, progress).run()
+
+
+class _Gatherer:
+    def __init__(
+        self,
+        assembler: Assembler,
+        hints: Hints,
+        carrier: Source,
+        sources: Sequence[Source],
+        progress: Progress,
+    ) -> None:
+        self._assembler = assembler
+        self._contents = assembler.map.contents
+        self._hints = hints
+        self._carrier = carrier
+        self._sources = sources
+        self._progress = progress
+        self._fetched: list[Rows] = []
+        self._supplied = {source.uri: Supplied(source.uri) for source in (carrier, *sources)}
+
+    def run(self) -> Gathering:
+        missing = self._assembler.missing()
+        own = missing[self._contents.classes[missing] != Class.SHARED]
+        local = [source for source in self._sources if source.local]
+        remote = [source for source in self._sources if not source.local]
+        if self._carrier.local:
+            self._take([self._carrier], own, deep=False)
+        else:
+            remote.insert(0, self._carrier)
+        shared_first = [*local, self._carrier] if self._carrier.local else local
+        for source in shared_first:
+            self._take([source], self._assembler.missing(), deep=False)
+        if remote:
+            self._take(remote, self._assembler.missing(), deep=False, search_first=local)
+        elif local:
+            self._search(local)
+        fetched = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self._fetched]))
+        return Gathering(self._supplied, fetched, self._assembler.missing())
+
+    def _search(self, local: Sequence[Source]) -> None:
+        for source in local:
+            self._take([source], self._assembler.missing(), deep=True)
+
+    def _take(
+        self,
+        sources: Sequence[Source],
+        rows: Rows,
+        *,
+        deep: bool,
+        search_first: Sequence[Source] = (),
+    ) -> None:
+        """Fetch rows from the cheapest of the sources until none of them offers any more.
+
+        search_first: local sources whose trees are indexed if the plan is dear.
+        """
+        offers = [self._ask(source, rows, deep=deep) for source in sources]
+        plan = choose(rows, self._contents.size, offers)
+        if search_first and (sum(plan.cost_bytes) >= DEEP_SEARCH_BYTES or len(plan.missing)):
+            self._search(search_first)
+            rows = self._assembler.missing()
+            plan = choose(rows, self._contents.size, offers)
+        asked = [1] * len(sources)
+        while any(len(chosen) for chosen in plan.chosen):
+            for number, source in enumerate(sources):
+                chosen = plan.chosen[number]
+                if len(chosen) == 0:
+                    continue
+                failed = self._fetch(source, chosen, plan.cost_bytes[number])
+                # Who did not deliver is asked again only if it has another candidate.
+                again = isinstance(source, Learning) and len(failed) and asked[number] < MOST_TRIES
+                asked[number] += 1
+                offers[number] = (
+                    self._ask(source, failed, deep=deep)
+                    if again
+                    else _without(offers[number], chosen)
+                )
+            rows = np.intersect1d(self._assembler.missing(), rows)
+            plan = choose(rows, self._contents.size, offers)
+
+    def _ask(self, source: Source, rows: Rows, *, deep: bool) -> Offers:
+        try:
+            return source.find(Wanted(self._contents, rows, self._hints), deep=deep)
+        except SourceError as error:
+            self._supplied[source.uri].complaints.append(str(error))
+            none = np.empty(0, dtype=np.int64)
+            return Offers(none, none, none, none)
+
+    def _fetch(self, source: Source, rows: Rows, cost_bytes: int) -> Rows:
+        """Fetch rows from a source; return those that it did not deliver."""
+        record = self._supplied[source.uri]
+        verb = "reading" if source.local else "fetching"
+        total = int(self._contents.size[rows].sum())
+        with self._progress.stage(f"{verb} {source.uri}", total) as advance:
+            proven, complaints = self._assembler.place_all(source, rows, advance)
+        record.proven_bytes += proven
+        record.fetched_bytes += cost_bytes
+        record.complaints.extend(complaints)
+        failed = np.intersect1d(rows, self._assembler.missing())
+        if not source.local:
+            self._fetched.append(np.setdiff1d(rows, failed))
+        if isinstance(source, Learning):
+            source.learn(np.setdiff1d(rows, failed), ok=True)
+            source.learn(failed, ok=False)
+        return failed
+
+
+def _without(offers: Offers, rows: Rows) -> Offers:
+    keep = ~np.isin(offers.rows, rows)
+    return Offers(
+        offers.rows[keep], offers.cost_bytes[keep], offers.group[keep], offers.group_bytes
+    )
+

@@ -1,0 +1,169 @@
+"""The disk that is being rebuilt: a partial file that gets its name only when it is right."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from pathlib import Path
+from typing import Self
+
+from formats.ranges import Ranges, as_ranges
+from packer.errors import Error, InUseError, UsageError
+
+FICLONERANGE = 0x4020940D
+"""ioctl number, linux/fs.h: _IOW(0x94, 13, struct file_clone_range)."""
+
+CLONE_UNIT_BYTES = 4096
+_FALLOC_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
+_CANNOT_CLONE = {errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.EBADF,
+                 errno.EPERM, errno.ETXTBSY, errno.ENOSYS}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Output:
+    """`NAME.partial` while it is written, `NAME` after `commit`.
+
+    A partial file of an earlier, interrupted run is taken up again; `resumed` tells so. Another
+    process that writes the same file is noticed by its lock.
+    """
+
+    def __init__(self, path: Path, size: int, *, force: bool = False) -> None:
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        self.size = size
+        self._no_clone_from: set[int] = set()
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; name the file to write")
+        if path.exists() and not force:
+            raise UsageError(f"{path}: exists already", hint="--force replaces it")
+        try:
+            self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise _cannot_write(self.partial, error) from error
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self.fd)
+            raise InUseError(
+                f"{self.partial}: another vmpack is writing it",
+                hint="wait for it, or write to another name",
+            ) from error
+        self.resumed = os.fstat(self.fd).st_size > 0
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as error:
+            os.close(self.fd)
+            raise _cannot_write(self.partial, error) from error
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Return what the partial file holds; `length` stays within the disk."""
+        return os.pread(self.fd, length, offset)
+
+    def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data`. Raises Error when the file system refuses (full, read-only)."""
+        try:
+            written = os.pwrite(self.fd, data, offset)
+            while written < len(data):
+                written += os.pwrite(self.fd, memoryview(data)[written:], offset + written)
+        except OSError as error:
+            raise _cannot_write(self.partial, error) from error
+
+    def clone(self, fd: int, offset: int, target: int, length: int) -> bool:
+        """Share blocks of another file if the file system can; False when bytes must be copied.
+
+        All three numbers are bytes and multiples of 4 KiB.
+        """
+        device = os.fstat(fd).st_dev
+        if device in self._no_clone_from:
+            return False
+        request = struct.pack("qQQQ", fd, offset, length, target)
+        try:
+            fcntl.ioctl(self.fd, FICLONERANGE, request)
+        except OSError as error:
+            if error.errno not in _CANNOT_CLONE:
+                raise _cannot_write(self.partial, error) from error
+            if error.errno != errno.EINVAL:  # EINVAL speaks of this range, not of the device
+                self._no_clone_from.add(device)
+            return False
+        return True
+
+    def data_ranges(self) -> Ranges:
+        """Return the parts of the partial file that are not holes."""
+        found: list[tuple[int, int]] = []
+        position = 0
+        while position < self.size:
+            try:
+                data = os.lseek(self.fd, position, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break
+            position = os.lseek(self.fd, data, os.SEEK_HOLE)
+            found.append((data, position))
+        return as_ranges(found)
+
+    def clear(self, start: int, end: int) -> None:
+        """Make `[start, end)` read as zeros, as a hole where the file system can."""
+        result = _libc.fallocate(
+            self.fd, _FALLOC_PUNCH, ctypes.c_longlong(start), ctypes.c_longlong(end - start)
+        )
+        if result == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise _cannot_write(self.partial, OSError(code, os.strerror(code)))
+        for offset in range(start, end, 1 << 20):
+            self.pwrite(offset, bytes(min(1 << 20, end - offset)))
+
+    def commit(self) -> None:
+        """Give the finished disk its name; it is on stable storage when this returns."""
+        self._rename(self.partial, self.fd)
+
+    def commit_other(self, finished: Path) -> None:
+        """Give the name to another file instead, one made from this disk, and drop this one."""
+        fd = os.open(finished, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._rename(finished, fd)
+        finally:
+            os.close(fd)
+        self.discard()
+
+    def _rename(self, finished: Path, fd: int) -> None:
+        try:
+            os.fsync(fd)
+            os.replace(finished, self.path)
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+    def discard(self) -> None:
+        """Remove the partial file."""
+        self.partial.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the partial file; what it holds stays for a later run."""
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _cannot_write(path: Path, error: OSError) -> Error:
+    hints = {
+        errno.ENOSPC: "free some space and run the same command again: it goes on where it stopped",
+        errno.EDQUOT: "the quota is used up; free some space and run the same command again",
+        errno.EFBIG: "the file system cannot hold a file of this size; choose another one",
+    }
+    return Error(
+        f"{path}: cannot write: {error.strerror}", hint=hints.get(error.errno or 0, "")
+    )

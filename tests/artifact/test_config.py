@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packer.artifact.config import (
+    MAX_CONFIG_BYTES,
+    MAX_ENTRIES,
+    MAX_TEXT_CHARACTERS,
+    Config,
+    Disk,
+    Dropped,
+    Guest,
+    HintsRef,
+    Total,
+    Totals,
+    decode,
+    digest,
+    encode,
+    printable,
+    printable_warnings,
+)
+from packer.errors import Error, InputError
+from tests.artifact.fake_packs import sha256, small_config
+
+FULL = Config(
+    name="demo-server.v2",
+    version=12,
+    guest=Guest("linux", "debian", "12", "Debian GNU/Linux 12 (bookworm), é", "x86_64", "bios"),
+    disks=(
+        Disk(1 << 30, 512, sha256(b"first"), 1000),
+        Disk(1 << 20, 4096, sha256(b"second"), 10),
+    ),
+    hints=HintsRef(sha256(b"hints"), 77),
+    sources=("https://host/dir/", "apt:", "oci://registry/name:tag"),
+    dropped=(Dropped("swap", 1 << 29, "its pages die with the power"),),
+    totals=Totals(Total(3, 30), Total(2, 20), Total(1, 10)),
+    warnings=("the clock was wrong",),
+)
+
+texts = st.text(max_size=40).map(printable)
+counts = st.integers(0, (1 << 63) - 1)
+digests = st.binary(min_size=32, max_size=32).map(lambda raw: "sha256:" + raw.hex())
+totals = st.builds(Total, counts, counts)
+configs = st.builds(
+    Config,
+    name=st.from_regex(r"\A[a-z0-9]+(?:(?:[._-]|--)[a-z0-9]+)*\Z").filter(lambda s: len(s) <= 128),
+    version=st.integers(1, (1 << 53) - 1),
+    guest=st.builds(Guest, *[texts] * 6),
+    disks=st.lists(
+        st.builds(
+            Disk,
+            size=st.integers(1, 1 << 50).map(lambda sectors: sectors * 4096),
+            sector_size=st.sampled_from([512, 4096]),
+            map=digests,
+            map_size=st.integers(1, 1 << 30),
+        ),
+        min_size=1,
+        max_size=3,
+    ).map(tuple),
+    hints=st.builds(HintsRef, digests, st.integers(1, 1 << 30)),
+    dropped=st.lists(st.builds(Dropped, texts, counts, texts), max_size=3).map(tuple),
+    totals=st.builds(Totals, totals, totals, totals),
+    warnings=st.lists(texts, max_size=3).map(tuple),
+)
+
+
+def changed(**keys: object) -> bytes:
+    """Return a config's JSON with top-level keys replaced; None removes one."""
+    document = json.loads(encode(FULL))
+    document.update(keys)
+    kept = {key: value for key, value in document.items() if value is not None}
+    return json.dumps(kept).encode()
+
+
+def disk(**keys: object) -> list[dict[str, object]]:
+    first = json.loads(encode(FULL))["disks"][0]
+    return [{**first, **keys}]
+
+
+def test_what_is_decoded_is_what_was_encoded() -> None:
+    assert decode(encode(FULL)) == FULL
+
+
+@given(configs)
+def test_encode_and_decode_are_inverses(config: Config) -> None:
+    data = encode(config)
+    assert decode(data) == config
+    assert encode(decode(data)) == data
+
+
+def test_bytes_are_for_people_and_always_the_same() -> None:
+    data = encode(FULL)
+    assert data.startswith(b'{\n  "schema": 1,\n  "name": "demo-server.v2",\n  "version": 12,\n')
+    assert data.endswith(b"}\n")
+    assert "é".encode() in data
+    assert list(json.loads(data)) == [
+        "schema", "name", "version", "guest", "disks",
+        "hints", "sources", "dropped", "totals", "warnings",
+    ]  # fmt: skip
+    assert digest(encode(small_config())) == (
+        "sha256:a6d34b441c84c4bb92b79a93b4b8727bf52111652ff2a16d4b93c8a88c6029b3"
+    )
+
+
+def test_unknown_keys_are_passed_over() -> None:
+    assert decode(changed(colour="blue")) == FULL
+    assert decode(changed(disks=disk(colour="blue"))).disks[0] == FULL.disks[0]
+
+
+def test_a_newer_schema_is_refused_before_anything_else_is_looked_at() -> None:
+    with pytest.raises(InputError, match="schema: expected 1, found 2") as caught:
+        decode(b'{"schema": 2, "name": ["in", "another", "shape"]}')
+    assert caught.value.hint == "a newer vmpack wrote this"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (changed(schema=None), "config: schema: missing"),
+        (changed(schema="1"), "config: schema: expected `int`, got `str`"),
+        (changed(schema=0), "config: schema: expected 1, found 0"),
+        (changed(name="../x"), "config: name: expected .*, found '../x'"),
+        (changed(name="Demo"), "config: name: "),
+        (changed(name="demo\n"), "config: name: "),
+        (changed(name="a" * 129), "config: name: expected `str` of length <= 128"),
+        (changed(version=0), "config: version: expected `int` >= 1, found 0"),
+        (changed(version=1 << 53), "config: version: "),
+        (changed(version=1.5), "config: version: "),
+        (changed(disks=[]), "config: disks: expected `array` of length >= 1"),
+        (changed(disks=disk() * 65), "config: disks: expected `array` of length <= 64"),
+        (changed(disks=disk(size=0)), r"config: disks\[0\].size: expected `int` >= 1, found 0"),
+        (changed(disks=disk(size=-512)), r"config: disks\[0\].size: "),
+        (changed(disks=disk(size=(1 << 62) + 512)), r"config: disks\[0\].size: "),
+        (changed(disks=disk(size=10**40)), r"config: disks\[0\].size: "),
+        (changed(disks=disk(size=513)), r"disks\[0\].size: expected a multiple .* found 513"),
+        (changed(disks=disk(sector_size=0)), r"disks\[0\].sector_size: expected 512 or 4096"),
+        (changed(disks=disk(map="sha256:00")), r"disks\[0\].map: .* found 'sha256:00'"),
+        (changed(disks=disk(map="../../etc")), r"disks\[0\].map: "),
+        (changed(disks=disk(map=sha256(b"") + "\n")), r"disks\[0\].map: "),
+        (changed(disks=disk(map_size=1 << 40)), r"disks\[0\].map_size: "),
+        (changed(hints={"digest": "x", "size": 1}), "hints.digest: "),
+        (changed(hints={"digest": sha256(b"")}), "hints.size: missing"),
+        (changed(sources=["no scheme"]), r"sources\[0\]: "),
+        (changed(sources=["apt:"] * (MAX_ENTRIES + 1)), "sources: "),
+        (changed(warnings=["\x1b[2Jgone"]), r"warnings\[0\]: "),
+        (changed(warnings=["x" * (MAX_TEXT_CHARACTERS + 1)]), r"warnings\[0\]: "),
+        (changed(guest={"name": "\u202eevil"}), "guest.name: "),
+        (changed(totals={"boot": {"count": -1}}), "totals.boot.count: "),
+        (b"[]", "the whole text: expected `object`, got `array`"),
+        (b"", "expected JSON"),
+        (b"\xff\xfe", "expected JSON"),
+        (b'{"schema": 1, "x": ' + b"[" * 100_000, "nested too deeply"),
+        (b" " * (MAX_CONFIG_BYTES + 1), f"expected at most {MAX_CONFIG_BYTES} bytes"),
+    ],
+)
+def test_errors_name_the_key(data: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decode(data)
+
+
+def test_nothing_is_encoded_that_could_not_be_decoded() -> None:
+    with pytest.raises(InputError, match="name"):
+        encode(msgspec.structs.replace(FULL, name="No"))
+    with pytest.raises(InputError, match="at most"):
+        encode(msgspec.structs.replace(FULL, warnings=("é" * 1000,) * 1024))
+
+
+def test_every_flipped_byte_is_an_error_or_another_identity() -> None:
+    data = encode(small_config())
+    for position in range(len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << bit
+            assert digest(bytes(damaged)) != digest(data)
+            try:
+                config = decode(bytes(damaged))
+            except Error:
+                continue
+            assert decode(encode(config)) == config
+
+
+def test_every_truncation_is_an_error() -> None:
+    data = encode(small_config())
+    for length in range(len(data) - 2):
+        with pytest.raises(InputError):
+            decode(data[:length])
+
+
+def test_text_from_a_guest_becomes_text_that_a_config_may_hold() -> None:
+    nasty = ["\x1b[31mred", "a\x00b", "\udce4", "x" * 5000, "\u202e"]
+    config = msgspec.structs.replace(FULL, warnings=printable_warnings(nasty * 500))
+    assert len(config.warnings) == MAX_ENTRIES
+    assert config.warnings[-1] == "… and 1477 more"
+    assert decode(encode(config)) == config

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from packer.artifact import manifest as manifests
+from packer.artifact import media_types
+from packer.artifact.manifest import Blob, Manifest, build, decode, decode_index, encode
+from packer.errors import Error, InputError
+from tests.artifact.fake_packs import sha256
+
+
+def blob(text: str) -> Blob:
+    return Blob(sha256(text.encode()), len(text))
+
+
+FULL = build(
+    config=blob("config"),
+    maps=[blob("map 0"), blob("map 1")],
+    hints=blob("hints"),
+    frame_index=blob("index"),
+    signature=blob("signature"),
+    bundles={
+        "shared-1000": blob("s1000"),
+        "shared-001": blob("s1"),
+        "private": blob("private"),
+        "shared-000": blob("s0"),
+        "boot": blob("boot"),
+    },
+)
+BOOT_ONLY = build(config=blob("config"), maps=[blob("map 0")], bundles={"boot": blob("boot")})
+
+
+def document() -> Any:
+    return json.loads(encode(FULL))
+
+
+def with_layers(change: Any) -> bytes:
+    whole = document()
+    change(whole["layers"])
+    return json.dumps(whole).encode()
+
+
+@pytest.mark.parametrize("manifest", [FULL, BOOT_ONLY])
+def test_encode_and_decode_are_inverses(manifest: Manifest) -> None:
+    assert decode(encode(manifest)) == manifest
+    assert encode(decode(encode(manifest))) == encode(manifest)
+
+
+def test_layers_come_in_the_order_in_which_a_reader_needs_them() -> None:
+    assert [layer.digest for layer in FULL.layers] == [
+        blob(text).digest
+        for text in (
+            "signature", "map 0", "map 1", "index", "hints",
+            "boot", "private", "s0", "s1", "s1000",
+        )
+    ]  # fmt: skip
+
+
+def test_parts_are_found_by_type_and_annotation() -> None:
+    assert [layer.digest for layer in FULL.maps()] == [blob("map 0").digest, blob("map 1").digest]
+    assert list(FULL.bundles()) == ["boot", "private", "shared-000", "shared-001", "shared-1000"]
+    assert FULL.bundles()["boot"].size == 4
+    for part, text in (
+        (FULL.hints(), "hints"),
+        (FULL.frame_index(), "index"),
+        (FULL.signature(), "signature"),
+    ):
+        assert part is not None
+        assert part.digest == blob(text).digest
+
+
+def test_a_copy_names_only_what_it_holds() -> None:
+    assert list(BOOT_ONLY.bundles()) == ["boot"]
+    assert BOOT_ONLY.signature() is None
+    assert BOOT_ONLY.hints() is None
+
+
+def test_one_blob_may_stand_for_two_parts() -> None:
+    twice = build(config=blob("config"), maps=[blob("m"), blob("m")], bundles={"boot": blob("m")})
+    assert [b.digest for b in decode(encode(twice)).blobs()] == [
+        blob("config").digest,
+        blob("m").digest,
+    ]
+
+
+def test_it_is_an_oci_image_manifest_with_an_artifact_type() -> None:
+    whole = document()
+    assert whole["schemaVersion"] == 2
+    assert whole["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
+    assert whole["artifactType"] == "application/vnd.vmpack.pack.v1"
+    assert whole["config"]["mediaType"] == "application/vnd.vmpack.config.v1+json"
+    assert whole["layers"][-1]["annotations"] == {"org.opencontainers.image.title": "shared-1000"}
+    assert "annotations" not in whole["layers"][0]
+
+
+def test_a_bundle_needs_a_legal_title() -> None:
+    with pytest.raises(ValueError, match=r"\.\./boot"):
+        build(config=blob("config"), maps=[blob("map")], bundles={"../boot": blob("boot")})
+
+
+def test_layers_of_unknown_type_are_passed_over() -> None:
+    extra = {"mediaType": "application/vnd.other", "digest": sha256(b""), "size": 0}
+    decoded = decode(with_layers(lambda layers: layers.extend([extra, extra])))
+    assert decoded.bundles() == FULL.bundles()
+    assert len(decoded.layers) == len(FULL.layers) + 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[5].update(digest="sha256:xyz"), r"layers\[5\].digest: "),
+        (lambda x: x[5].update(digest="sha512:" + "0" * 128), r"layers\[5\].digest: "),
+        (lambda x: x[5].update(size=-1), r"layers\[5\].size: expected `int` >= 0, found -1"),
+        (lambda x: x[5].update(size=1 << 63), r"layers\[5\].size: "),
+        (lambda x: x[5].pop("size"), r"layers\[5\].size: missing"),
+        (lambda x: x[5].update(mediaType=""), r"layers\[5\].mediaType: "),
+        (lambda x: x[5].update(annotations={}), r"layers\[5\]: annotations\.org\.open"),
+        (lambda x: x[5].update(annotations={media_types.TITLE: "a/b"}), r"layers\[5\]: ann"),
+        (lambda x: x[5].update(annotations={media_types.TITLE: "private"}), "expected one"),
+        (lambda x: x[5].update(annotations={media_types.TITLE: 1}), r"layers\[5\]\.annotations"),
+        (lambda x: x[2].update(annotations={media_types.DISK: "0"}), "expected one"),
+        (lambda x: x[2].update(annotations={media_types.DISK: "2"}), "without gaps"),
+        (lambda x: x[2].update(annotations={media_types.DISK: "-1"}), r"layers\[2\]: ann"),
+        (lambda x: x[2].update(annotations={media_types.DISK: "\u0661"}), r"layers\[2\]: ann"),
+        (lambda x: x.append(x[0]), r"layers\[10\]: expected one"),
+        (lambda x: x.__delitem__(slice(1, 3)), "layers: expected maps"),
+    ],
+)
+def test_errors_name_the_key(change: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decode(with_layers(change))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("schemaVersion", 1),
+        ("mediaType", "application/vnd.docker.distribution.manifest.v2+json"),
+        ("artifactType", "application/vnd.vmpack.pack.v2"),
+        ("config", {"mediaType": "application/json", "digest": sha256(b""), "size": 0}),
+    ],
+)
+def test_another_kind_of_manifest_is_refused(key: str, value: object) -> None:
+    with pytest.raises(InputError, match=key):
+        decode(json.dumps({**document(), key: value}).encode())
+
+
+def test_a_manifest_is_bounded_before_it_is_parsed() -> None:
+    with pytest.raises(InputError, match="at most 4194304 bytes"):
+        decode(b"[" * (manifests.MAX_MANIFEST_BYTES + 1))
+    bundles = {f"shared-{row:05d}": blob(str(row)) for row in range(20_000)}
+    with pytest.raises(ValueError, match="larger"):
+        encode(build(config=blob("config"), maps=[blob("map")], bundles=bundles))
+
+
+def test_every_flipped_byte_is_an_error_or_still_a_manifest() -> None:
+    data = encode(BOOT_ONLY)
+    for position in range(len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << bit
+            try:
+                manifest = decode(bytes(damaged))
+            except Error:
+                continue
+            assert decode(encode(manifest)) == manifest
+
+
+def test_an_index_names_one_manifest() -> None:
+    data = manifests.encode_index(blob("manifest"), "demo:3")
+    assert decode_index(data) == blob("manifest")
+    assert decode_index(data, ref_name="demo:3") == blob("manifest")
+    with pytest.raises(InputError, match="demo:4") as caught:
+        decode_index(data, ref_name="demo:4")
+    assert "demo:3" in caught.value.hint
+
+
+def test_of_several_manifests_the_user_names_one() -> None:
+    one = json.loads(manifests.encode_index(blob("one"), "demo:1"))
+    two = json.loads(manifests.encode_index(blob("two"), "demo:2"))
+    one["manifests"] += two["manifests"]
+    data = json.dumps(one).encode()
+    assert decode_index(data, ref_name="demo:2") == blob("two")
+    with pytest.raises(InputError, match="expected one pack, found 2") as caught:
+        decode_index(data)
+    assert "demo:1, demo:2" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b'{"schemaVersion": 2, "manifests": []}',
+        b'{"schemaVersion": 1, "manifests": []}',
+        b'{"schemaVersion": 2, "manifests": [{"mediaType": "a/b", "digest": "x", "size": 1}]}',
+    ],
+)
+def test_an_index_without_a_pack_is_refused(data: bytes) -> None:
+    with pytest.raises(InputError):
+        decode_index(data)
+
+
+def test_the_layout_file_must_be_of_version_1() -> None:
+    manifests.check_oci_layout(manifests.OCI_LAYOUT)
+    for data in (b"", b"{}", b'{"imageLayoutVersion": "2.0.0"}', b'{"imageLayoutVersion": 1}'):
+        with pytest.raises(InputError):
+            manifests.check_oci_layout(data)

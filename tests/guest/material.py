@@ -1,0 +1,185 @@
+"""Small real disks: file systems that mke2fs, mkfs.fat and mkswap made of the files given."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from formats.ranges import empty_ranges
+from formats.source import FileSource, Source
+from packer.guest.tree import Tree
+from packer.survey.model import Survey, Volume
+from packer.survey.survey import survey_disk
+
+MIB = 1 << 20
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+ROOT_UUID = "0a0a0a0a-1111-2222-3333-444444444444"
+LINUX, ESP, SWAP, BIOS_BOOT = (
+    "0fc63daf-8483-4772-8e79-3d69d8477de4",
+    "c12a7328-f81f-11d2-ba4b-00a0c93ec93b",
+    "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f",
+    "21686148-6449-6e6f-744e-656564454649",
+)
+
+
+def run(*command: str | Path, stdin: str = "") -> str:
+    """Return what a program prints; fail the test with what it complains about."""
+    done = subprocess.run(
+        [str(word) for word in command], input=stdin, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command[0]}: {done.stderr}"
+    return done.stdout
+
+
+def write_tree(folder: Path, files: Mapping[str, bytes], links: Mapping[str, str]) -> Path:
+    """Write files and symbolic links (path -> target) below a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, target in links.items():
+        place = folder / path.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target)
+    for path, data in files.items():
+        place = folder / path.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+    return folder
+
+
+def ext4(image: Path, tree: Path, *, mib: int = 16, uuid: str = ROOT_UUID, label: str = "") -> Path:
+    run("mke2fs", "-q", "-t", "ext4", "-U", uuid, "-L", label, "-d", tree, image, f"{mib}M")
+    return image
+
+
+def fat(image: Path, tree: Path, *, mib: int = 40) -> Path:
+    """mtools copy the files: no mount, no root."""
+    image.touch()
+    os.truncate(image, mib * MIB)
+    run("mkfs.fat", "-F", "32", "-i", "ABCD1234", image)
+    tops = sorted(tree.iterdir())
+    if tops:
+        run("mcopy", "-s", "-i", image, *tops, "::")
+    return image
+
+
+def swap(image: Path, *, mib: int = 4) -> Path:
+    image.write_bytes(os.urandom(mib * MIB))
+    run("mkswap", image)
+    return image
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    type: str
+    image: Path
+    name: str = ""
+
+
+def gpt_disk(disk: Path, parts: list[Part]) -> Path:
+    """Join file systems to one disk with a GPT; each begins at a whole MiB."""
+    lines, start = ["label: gpt", "unit: sectors"], 1
+    offsets = []
+    for part in parts:
+        size_mib = -(-part.image.stat().st_size // MIB)
+        name = f', name="{part.name}"' if part.name else ""
+        lines.append(f"start={start * 2048}, size={size_mib * 2048}, type={part.type}{name}")
+        offsets.append(start * MIB)
+        start += size_mib
+    disk.touch()
+    os.truncate(disk, (start + 1) * MIB)
+    run("sfdisk", "-q", disk, stdin="\n".join(lines) + "\n")
+    with disk.open("r+b") as file:
+        for part, offset in zip(parts, offsets, strict=True):
+            file.seek(offset)
+            file.write(part.image.read_bytes())
+    return disk
+
+
+def surveyed(image: Path) -> tuple[Survey, Source]:
+    """Survey a disk as the tool does."""
+    raise NotImplementedError
+
+
+def tree_of(image: Path) -> Tree:
+    """Survey a disk as the tool does, and open the guest's tree on it."""
+    survey, source = surveyed(image)
+    return Tree(survey, source)
+
+
+def volume(
+    number: int,
+    *,
+    kind: str = "ext4",
+    partition_type: str = LINUX,
+    uuid: str = "",
+    label: str = "",
+    partition_uuid: str = "",
+    partition_label: str = "",
+    state: str = "clean",
+    reason: str = "",
+    note: str = "",
+) -> Volume:
+    """A volume of one MiB, the number'th of its disk."""
+    return Volume(
+        number=number,
+        start=number * MIB,
+        end=(number + 1) * MIB,
+        partition_type=partition_type,
+        partition_uuid=partition_uuid,
+        partition_label=partition_label,
+        kind=kind,
+        block_size=4096,
+        label=label,
+        uuid=uuid,
+        state=state,
+        state_reason=reason,
+        note=note,
+        unread=(),
+    )
+
+
+def survey_of_volumes(
+    volumes: Sequence[Volume],
+    *,
+    table: str = "gpt",
+    table_identifier: str = "",
+    names: Sequence[str] = (),
+    links: Mapping[str, str] | None = None,
+) -> Survey:
+    """A survey of volumes; the names are empty files of the first one, each its own stream."""
+    rows = np.arange(len(names), dtype=np.int64)
+    none = np.empty(0, dtype=np.int64)
+    return Survey(
+        size=(len(volumes) + 2) * MIB,
+        sector_size=512,
+        container="raw",
+        table=table,
+        table_identifier=table_identifier,
+        volumes=tuple(volumes),
+        free=empty_ranges(),
+        dropped=(),
+        volume=np.zeros(len(names), dtype=np.int64),
+        inode=rows + 12,
+        file_size=np.zeros(len(names), dtype=np.int64),
+        stream=none,
+        file_offset=none,
+        disk_offset=none,
+        length=none,
+        kind=np.empty(0, dtype=np.uint8),
+        name_stream=rows,
+        name=list(names),
+        symlinks=tuple((0, path, target) for path, target in (links or {}).items()),
+        warnings=(),
+    )
+
+
+def survey_of_names(names: Sequence[str], links: Mapping[str, str]) -> Survey:
+    """A survey of one volume that holds these names and links."""
+    return survey_of_volumes([volume(1)], names=names, links=links)

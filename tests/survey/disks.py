@@ -1,0 +1,112 @@
+"""Small real disks: a table with ext4, FAT and swap, made by the field's own tools."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="loop devices and mounts need root")
+
+MIB = 1 << 20
+DISK_BYTES = 96 * MIB
+
+
+def run(*command: str | Path, text: str = "") -> str:
+    done = subprocess.run(
+        [str(word) for word in command], check=False, capture_output=True, text=True, input=text
+    )
+    if done.returncode:
+        raise AssertionError(f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Part:
+    """A partition of the disk, in bytes."""
+
+    start: int
+    size: int
+    gpt_type: str
+
+
+EXT = Part(1 * MIB, 48 * MIB, "L")
+FAT = Part(50 * MIB, 16 * MIB, "U")
+SWAP = Part(67 * MIB, 8 * MIB, "S")
+RAW = Part(76 * MIB, 18 * MIB, "L")
+PARTS = (EXT, FAT, SWAP, RAW)
+
+FILES = {f"/folder/file-{number}": bytes([number + 1]) * (5000 + number) for number in range(20)}
+
+
+def empty(path: Path, size: int) -> Path:
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def write_at(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def make_volume(folder: Path, name: str, size: int, *command: str | Path) -> bytes:
+    volume = empty(folder / name, size)
+    run(*command, volume)
+    data = volume.read_bytes()
+    volume.unlink()
+    return data
+
+
+def ext4(folder: Path, size: int = EXT.size) -> bytes:
+    tree = folder / "tree"
+    for path, data in FILES.items():
+        target = tree / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    if not (tree / "link").is_symlink():
+        (tree / "link").symlink_to("folder/file-1")
+    return make_volume(
+        folder, "ext4.img", size, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-d", tree
+    )
+
+
+def table(path: Path, parts: tuple[Part, ...] = PARTS, kind: str = "gpt") -> None:
+    lines = [f"label: {kind}"]
+    for part in parts:
+        lines.append(f"start={part.start // 512}, size={part.size // 512}, type={part.gpt_type}")
+    run("sfdisk", "-q", path, text="\n".join(lines))
+
+
+def whole_disk(folder: Path, raw: bytes = b"") -> Path:
+    """Make a GPT disk with an ext4, a FAT, a swap and a further partition that begins `raw`."""
+    disk = empty(folder / "guest.raw", DISK_BYTES)
+    table(disk)
+    write_at(disk, EXT.start, ext4(folder))
+    write_at(disk, FAT.start, make_volume(folder, "f", FAT.size, "mkfs.vfat", "-n", "ESP"))
+    write_at(disk, SWAP.start, make_volume(folder, "s", SWAP.size, "mkswap", "-q", "-L", "sw"))
+    write_at(disk, RAW.start, raw)
+    return disk
+
+
+@contextmanager
+def loop_device(path: Path, *options: str) -> Iterator[Path]:
+    found = subprocess.run(
+        ["losetup", "--find", "--show", *options, str(path)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if found.returncode:
+        pytest.skip(f"no loop device to be had: {found.stderr.strip()}")
+    device = Path(found.stdout.strip())
+    try:
+        yield device
+    finally:
+        run("losetup", "--detach", device)

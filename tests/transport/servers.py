@@ -1,0 +1,140 @@
+"""Real servers on loopback: nginx, and small ones that each do one thing wrong."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
+
+
+class Answer(BaseHTTPRequestHandler):
+    """A handler whose `do_GET` is a function of the test; it keeps what was asked."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+    timeout = 20
+
+    def do_GET(self) -> None:
+        with self.server.lock:
+            self.server.asked.append((self.path, dict(self.headers.items())))
+            number = len(self.server.asked)
+        self.server.answer(self, number)
+
+    def wanted(self, size: int) -> tuple[int, int] | None:
+        """The asked range as [start, end), or None."""
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if found is None:
+            return None
+        return int(found[1]), min(size, int(found[2]) + 1) if found[2] else size
+
+    def give(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def give_range(self, data: bytes) -> None:
+        """Answer as a good server does."""
+        wanted = self.wanted(len(data))
+        if wanted is None:
+            return self.give(200, {"Content-Length": str(len(data))}, data)
+        start, end = wanted
+        if start >= len(data):
+            headers = {"Content-Range": f"bytes */{len(data)}", "Content-Length": "0"}
+            return self.give(416, headers, b"")
+        part = data[start:end]
+        return self.give(206, {**content_range(start, end, len(data))}, part)
+
+    def cut(self) -> None:
+        """Reset the connection, as a falling server does."""
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def content_range(start: int, end: int, size: int) -> dict[str, str]:
+    return {
+        "Content-Range": f"bytes {start}-{end - 1}/{size}",
+        "Content-Length": str(end - start),
+    }
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, answer: Callable[[Answer, int], None]) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.answer = answer
+        self.lock = threading.Lock()
+        self.asked: list[tuple[str, dict[str, str]]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients that hang up are what these tests are about
+
+
+@contextmanager
+def serving(answer: Callable[[Answer, int], None]) -> Iterator[Server]:
+    """A server whose answers are `answer(handler, number of the request from 1)`."""
+    with Server(answer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def nginx(root: Path, work: Path, *, extra: str = "") -> Iterator[str]:
+    """A real nginx over a directory; its base URL. `extra`: more lines for its location."""
+    if NGINX is None:
+        pytest.skip("nginx is not installed")
+    work.mkdir(exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    paths = "".join(
+        f"{kind}_temp_path {work}/{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    configuration = work / "nginx.conf"
+    configuration.write_text(
+        f"daemon off; master_process off; worker_processes 1; pid {work}/pid;"
+        f"error_log {work}/error.log; events {{}} http {{ access_log {work}/access.log; {paths}"
+        f"server {{ listen 127.0.0.1:{port}; root {root}; location / {{ {extra} }} }} }}\n"
+    )
+    process = subprocess.Popen(
+        [NGINX, "-p", str(work), "-e", f"{work}/error.log", "-c", str(configuration)],
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(200):
+            assert process.poll() is None, (work / "error.log").read_text()
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
