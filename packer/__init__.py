@@ -1,0 +1,104 @@
+"""vmpack: pack installed virtual machines, rebuild them bit for bit elsewhere.
+
+The verbs of the command as functions: `from packer import pack, unpack, …`. They are loaded when
+they are asked for: the children that parse hostile bytes import this package, too, and must not
+pay for HTTP clients and cryptography.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from packer.artifact.copy import CopyReport, Extent, copy_pack
+    from packer.artifact.opened import OpenedPack
+    from packer.errors import (
+        Error,
+        InputError,
+        InUseError,
+        MismatchError,
+        MissingError,
+        TrustError,
+        UsageError,
+    )
+    from packer.inspect.image import ImageReport, inspect_image
+    from packer.inspect.pack import PackSummary, inspect_pack
+    from packer.pack.pack import PackOptions, PackReport, pack
+    from packer.sources.open import SourceOpener, open_pack
+    from packer.unpack.unpack import UnpackReport, dry_run, unpack
+    from packer.unpack.verify import VerifyReport, verify
+
+_HOMES = {
+    "packer.artifact.copy": ("CopyReport", "Extent", "copy_pack"),
+    "packer.artifact.opened": ("OpenedPack",),
+    "packer.errors": (
+        "Error",
+        "InUseError",
+        "InputError",
+        "MismatchError",
+        "MissingError",
+        "TrustError",
+        "UsageError",
+    ),
+    "packer.inspect.image": ("ImageReport", "inspect_image"),
+    "packer.inspect.pack": ("PackSummary", "inspect_pack"),
+    "packer.pack.pack": ("PackOptions", "PackReport", "pack"),
+    "packer.sources.open": ("SourceOpener", "open_pack"),
+    "packer.unpack.unpack": ("UnpackReport", "dry_run", "unpack"),
+    "packer.unpack.verify": ("VerifyReport", "verify"),
+}
+
+__all__ = [
+    "CopyReport",
+    "Error",
+    "Extent",
+    "ImageReport",
+    "InUseError",
+    "InputError",
+    "MismatchError",
+    "MissingError",
+    "OpenedPack",
+    "PackOptions",
+    "PackReport",
+    "PackSummary",
+    "SourceOpener",
+    "TrustError",
+    "UnpackReport",
+    "UsageError",
+    "VerifyReport",
+    "copy_pack",
+    "dry_run",
+    "inspect_image",
+    "inspect_pack",
+    "open_pack",
+    "pack",
+    "unpack",
+    "verify",
+]
+
+
+class _Loaded:
+    """A name of the API that is loaded from its module when it is read."""
+
+    def __init__(self, home: str, name: str) -> None:
+        self._home = home
+        self._name = name
+
+    def __get__(self, module: object, owner: type) -> object:
+        return getattr(import_module(self._home), self._name)
+
+    def __set__(self, module: object, value: object) -> None:
+        """Ignore the import system, which would put the folder `pack` in place of the verb."""
+
+
+class _Api(ModuleType):
+    """This package with the names of the API as attributes."""
+
+
+for _home, _names in _HOMES.items():
+    for _name in _names:
+        setattr(_Api, _name, _Loaded(_home, _name))
+sys.modules[__name__].__class__ = _Api

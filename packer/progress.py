@@ -9,6 +9,9 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+BAR_FORMAT = (
+    "{desc} {bar} {percentage:3.0f}%  {n_fmt}/{total_fmt}B  {rate_fmt}  {remaining} left"
+)
 Advance = Callable[[int], None]
 
 
@@ -25,7 +28,7 @@ class Silent:
     @contextmanager
     def stage(self, title: str, total_bytes: int) -> Iterator[Advance]:  # noqa: ARG002
         """Enter a stage."""
-        yield lambda done_bytes: None
+        yield lambda _: None
 
 
 class Bars:
@@ -42,7 +45,7 @@ class Bars:
             leave=False,
             dynamic_ncols=True,
             file=sys.stderr,
-            bar_format="{desc:<10} {bar} {percentage:3.0f}%  {n_fmt}/{total_fmt}  {rate_fmt}  {remaining}",
+            bar_format=BAR_FORMAT,
         ) as bar:
 
             def advance(done_bytes: int) -> None:

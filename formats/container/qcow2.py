@@ -24,7 +24,7 @@ from formats.errors import Corrupt, Truncated, Unsupported
 from formats.ranges import Ranges, complement, empty_ranges, union
 from formats.source import Source
 
-MAX_ROWS = 1 << 23  # 8 Mi runs are 200 MB of columns; a disk that needs more is refused
+MAX_ROWS = 1 << 22  # 4 Mi scattered runs, 256 GiB of 64 KiB clusters; keeps memory below 1 GiB
 BATCH_ENTRIES = 1 << 16  # L2 entries decoded at a time, so that small tables share one numpy call
 
 _U64 = np.uint64
@@ -249,6 +249,7 @@ class _Decoder:
 
     def __init__(self, header: c.Header) -> None:
         self.header = header
+        self.table_bits = header.l2_entries.bit_length() - 1
         self.rows = 0
         self.runs: list[Columns] = [no_runs()]
         self.compressed: list[Columns] = [no_compressed()]
@@ -256,25 +257,25 @@ class _Decoder:
 
     def add(self, l1_indexes: Columns, offsets: Columns, data: bytes) -> None:
         header = self.header
-        width = header.l2_entry_bytes // 8
-        words = np.frombuffer(data, dtype=">u8").reshape(-1, width)
-        used = np.flatnonzero(words.any(axis=1))
-        table, index = np.divmod(used, header.l2_entries)
+        words = np.frombuffer(data, dtype=">u8").astype(_U64)
+        entries, bitmaps = (words[::2], words[1::2]) if header.extended_l2 else (words, None)
+        used = np.flatnonzero(entries if bitmaps is None else entries | bitmaps)
+        table, index = used >> self.table_bits, used & (header.l2_entries - 1)
         guest = (l1_indexes[table] * header.l2_entries + index) * header.cluster_size
-        inside = guest < header.size
-        used, guest, table, index = used[inside], guest[inside], table[inside], index[inside]
-        entry = words[used, 0].astype(_U64)
+        if len(guest) and guest[-1] >= header.size:
+            inside = guest < header.size
+            used, guest, table, index = used[inside], guest[inside], table[inside], index[inside]
+        entry = entries[used]
         where = offsets[table] + index * header.l2_entry_bytes
         packed = (entry & _U64(c.L2_COMPRESSED)) != 0
         self._add_compressed(guest[packed], entry[packed])
-        plain = ~packed
+        plain = np.flatnonzero(~packed)
         host = (entry[plain] & _U64(c.L2_OFFSET_MASK)).astype(np.int64)
         self._check_hosts(host, where[plain])
-        if header.extended_l2:
-            bitmap = words[used, 1].astype(_U64)[plain]
-            self._add_subclusters(guest[plain], host, bitmap, where[plain])
-        else:
+        if bitmaps is None:
             self._add_clusters(guest[plain], host, entry[plain], where[plain])
+        else:
+            self._add_subclusters(guest[plain], host, bitmaps[used[plain]], where[plain])
         if self.rows > MAX_ROWS:
             raise Unsupported("qcow2 L2 table", 0, f"the disk lies in more than {MAX_ROWS} pieces")
 
@@ -286,7 +287,7 @@ class _Decoder:
         )
 
     def _check_hosts(self, host: Columns, where: Columns) -> None:
-        bad = np.flatnonzero(host % self.header.cluster_size)
+        bad = np.flatnonzero(host & (self.header.cluster_size - 1))
         if len(bad):
             raise Corrupt(
                 "qcow2 L2 entry",

@@ -28,6 +28,8 @@ _TABLES = {_CRC32C: _table(_CRC32C), _CRC16: _table(_CRC16)}
 
 def _run(polynomial: int, start: Words, rows: NDArray[np.uint8]) -> Words:
     """Return the register of each row after its bytes; rows: (n, length); start: (n,)."""
+    if len(rows) == 0:
+        return start
     table = _TABLES[polynomial]
     register = start.copy()
     for first in range(0, rows.shape[1], _COLUMNS):

@@ -149,9 +149,9 @@ class _Walk:
         except OSError as error:
             self._fail(path, str(error))
             return
-        extents = _joined(found)
-        cluster = self.boot.cluster_size
-        if sum(length for _, length in extents) != -(-size // cluster) * cluster:
+        needed = -(-size // self.boot.cluster_size) * self.boot.cluster_size
+        extents = _joined(found, needed)
+        if sum(length for _, length in extents) != needed:
             self._fail(path, f"its cluster chain does not hold {size} bytes")
         elif not all(self._is_data(start, length) for start, length in extents):
             self._fail(path, "its cluster chain leaves the volume")
@@ -239,12 +239,18 @@ class _Walk:
         return set(rows[clash, 2].tolist()) | set(rows[farthest[clash - 1], 2].tolist())
 
 
-def _joined(extents: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Join extents that follow each other on the disk; libfsfat keeps the first cluster apart."""
+def _joined(extents: list[tuple[int, int]], needed: int) -> list[tuple[int, int]]:
+    """Join extents that follow each other on the disk and stop at `needed` bytes.
+
+    libfsfat keeps the first cluster apart and lists clusters past the end of the file, which
+    fallocate leaves behind.
+    """
     joined: list[tuple[int, int]] = []
     for start, length in extents:
+        length = min(length, needed)
+        needed -= length
         if joined and joined[-1][0] + joined[-1][1] == start:
             joined[-1] = (joined[-1][0], joined[-1][1] + length)
-        else:
+        elif length > 0:
             joined.append((start, length))
     return joined

@@ -57,7 +57,12 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
 
 
 class Guest(msgspec.Struct, frozen=True):
-    """What is installed: see packer.guest.model.Guest; "" is unknown."""
+    """What is installed; "" is unknown.
+
+    family: "linux", "windows", "unknown". id, release, name: as os-release has them ("debian",
+    "12", "Debian GNU/Linux 12 (bookworm)"). architecture: "x86_64", "aarch64", … firmware: "bios",
+    "uefi", "bios+uefi".
+    """
 
     family: Text = "unknown"
     id: Text = ""

@@ -42,7 +42,7 @@ class Contents:
 
     def name(self, row: int) -> str:
         """Return the content's name, "sha256:" and 64 hex digits."""
-        return "sha256:" + self.digest[row].tobytes().hex()
+        return "sha256:" + bytes(self.digest[row]).hex()
 
     def block_count(self, row: int) -> int:
         """Return in how many separately verifiable pieces the content comes, at least 1."""
@@ -51,8 +51,8 @@ class Contents:
     def block_digest(self, row: int, block: int) -> bytes:
         """Return the SHA-256 that piece `block` of the content must have (32 bytes)."""
         if self.block_start[row + 1] == self.block_start[row]:
-            return self.digest[row].tobytes()
-        return self.blocks[int(self.block_start[row]) + block].tobytes()
+            return bytes(self.digest[row])
+        return bytes(self.blocks[int(self.block_start[row]) + block])
 
     def block_bounds(self, row: int, block: int) -> tuple[int, int]:
         """Return [start, end) of piece `block` within the content, in bytes."""

@@ -140,7 +140,7 @@ def parse_public(line: str, what: str = "public key") -> PublicKey:
     try:
         blob = base64.b64decode(text, validate=True)
         key = _load_public(f"{algorithm} {text}")
-    except (binascii.Error, ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, NotImplementedError, UnsupportedAlgorithm) as error:
         raise InputError(f"{what}: expected an OpenSSH public key: {error}") from error
     _check_size(key, what)
     canonical = key.public_bytes(
@@ -184,7 +184,7 @@ def load_private(path: Path, passphrase: Passphrase | None = None) -> PrivateKey
     holds no usable key, UsageError when others may read it or the passphrase is missing or wrong.
     """
     data = _read(path, private=True)
-    algorithm, encrypted = _inspect(data, path)
+    algorithm, blob, encrypted = _inspect(data, path)
     _check_algorithm(algorithm, str(path))
     if encrypted and passphrase is None:
         raise UsageError(f"{path} is encrypted, and there is nobody to ask for the passphrase")
@@ -193,13 +193,16 @@ def load_private(path: Path, passphrase: Passphrase | None = None) -> PrivateKey
         key = serialization.load_ssh_private_key(data, secret)
     except UnsupportedAlgorithm as error:
         raise InputError(f"{path}: cannot be decrypted here: {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         if encrypted:
             raise UsageError(f"{path}: wrong passphrase, or a damaged file: {error}") from error
         raise InputError(f"{path}: expected an OpenSSH private key: {error}") from error
     if not isinstance(key, _AnyPrivate):
         raise InputError(f"{path}: expected one of {', '.join(_ALGORITHMS)}")
-    return PrivateKey(_public_of(key, str(path)), key)
+    public = _public_of(key, str(path))
+    if public.blob != blob:
+        raise InputError(f"{path}: expected both halves of one key, found two: it is damaged")
+    return PrivateKey(public, key)
 
 
 def generate(path: Path, *, passphrase: str = "", comment: str = "vmpack") -> PrivateKey:
@@ -285,8 +288,8 @@ def _check_size(key: _AnyPublic, what: str) -> None:
         )
 
 
-def _inspect(data: bytes, path: Path) -> tuple[str, bool]:
-    """Return (algorithm, encrypted) of a private key file, from its part that is not encrypted.
+def _inspect(data: bytes, path: Path) -> tuple[str, bytes, bool]:
+    """Return (algorithm, public key, encrypted) from the part that is never encrypted.
 
     PROTOCOL.key: magic, cipher name, KDF name, KDF options, number of keys, public key, …
     """
@@ -305,7 +308,7 @@ def _inspect(data: bytes, path: Path) -> tuple[str, bool]:
         _options, rest = _string(rest)
         public, _rest = _string(rest[4:])
         algorithm, _rest = _string(public)
-        return algorithm.decode("ascii"), cipher != b"none"
+        return algorithm.decode("ascii"), public, cipher != b"none"
     except ValueError as error:  # binascii.Error and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path}: expected a private key in OpenSSH format: {error}") from error
 
@@ -320,7 +323,8 @@ def _string(data: bytes) -> tuple[bytes, bytes]:
 
 def _read(path: Path, *, private: bool = False) -> bytes:
     try:
-        with path.open("rb") as file:
+        # O_NONBLOCK: opening a pipe must not wait for a writer before it is refused
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
                 raise InputError(f"{path}: expected a key file, found something else")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -53,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
             progress=progress_of(options),
         )
         if options.json:
-            print_json(asdict(report))
+            print_json(msgspec.to_builtins(report))
         else:
             _print_image(report, files=options.files)
         return 0
@@ -64,8 +62,8 @@ def run(options: argparse.Namespace) -> int:
     finally:
         pack.close()
     if options.json:
-        value = asdict(summary) | {"config": json.loads(msgspec.json.encode(summary.config))}
-        print_json(value | ({"stubs": [asdict(stub) for stub in stubs]} if options.stubs else {}))
+        listed = {"stubs": msgspec.to_builtins(stubs)} if options.stubs else {}
+        print_json(msgspec.to_builtins(summary) | listed)
         return 0
     if not options.stubs:
         _print_pack(summary)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from packer.cli.options import add_common, add_verb, print_json, progress_of
-from packer.sources.inventory import write_inventory
+from packer.cli.options import add_common, add_verb, print_json
+from packer.errors import UsageError
+from packer.sources.inventory import take_inventory
 from packer.text import format_bytes
 
 
@@ -24,3 +25,17 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--force", action="store_true", help="replace the output")
     add_common(parser)
     parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Take an inventory."""
+    if options.output.exists() and not options.force:
+        raise UsageError(f"{options.output} exists already", hint="--force replaces it")
+    inventory = take_inventory([(options.root, ())], with_names=options.names)
+    inventory.save(options.output)
+    total = int(inventory.size.sum())
+    if options.json:
+        print_json({"output": str(options.output), "contents": len(inventory), "bytes": total})
+    else:
+        print(f"{options.output}: {len(inventory):,} contents, {format_bytes(total)}")
+    return 0

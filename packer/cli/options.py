@@ -17,7 +17,7 @@ from packer.artifact.trust_store import TrustStore
 from packer.errors import UsageError
 from packer.progress import Progress, for_terminal
 
-PASSPHRASE_VARIABLE = "VMPACK_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
+PASSPHRASE_VARIABLE = "VMPACK_KEY_PASSPHRASE"
 
 
 def add_verb(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from packer import host
 from packer.artifact.contents import Class
+from packer.artifact.hints import Package
 from packer.cli.options import (
     add_common,
     add_verb,
@@ -17,9 +21,10 @@ from packer.cli.options import (
 )
 from packer.cli.show import guest_line
 from packer.errors import UsageError
-from packer.pack.against import against
+from packer.pack.against import Against, inventory_holds, source_holds
 from packer.pack.pack import LEVELS, PackOptions, PackReport, pack
-from packer.sources.apt_index import resolve_packages
+from packer.sources.apt_index import resolve
+from packer.sources.open import open_source
 from packer.text import format_bytes, format_table
 
 
@@ -100,8 +105,8 @@ def run(options: argparse.Namespace) -> int:
             sources=sources,
             thin=options.thin,
             keep_free=options.keep_free,
-            against=[against(uri) for uri in options.against],
-            resolve=None if options.no_packages else resolve_packages,
+            against=[_against(uri) for uri in options.against],
+            resolve=None if options.no_packages else _resolve,
             clean=options.clean,
             backing=options.backing,
             replace=options.force,
@@ -116,6 +121,22 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(report)
     return 0
+
+
+def _resolve(packages: Sequence[Package]) -> Sequence[Package]:
+    """Ask apt where its mirrors keep the packages; say so when it cannot tell."""
+    found = resolve(
+        [(one.name, one.version, one.architecture) for one in packages],
+        update_folder=host.cache_dir() / "lists",
+    )
+    if found.note:
+        print(f"vmpack: note: {found.note}", file=sys.stderr)
+    return found.packages
+
+
+def _against(uri: str) -> Against:
+    path = Path(uri)
+    return inventory_holds(path) if path.is_file() else source_holds(open_source(uri))
 
 
 def _default_name(output: str) -> str:

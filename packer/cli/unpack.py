@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     pack = open_pack(options.pack)
     store = Store(options.store or settings.store or host.data_dir() / "store")
     verdict = accept(pack, options)
-    opener = SourceOpener(pack, store, jobs=jobs_of(options))
+    opener = SourceOpener(store, pack)
     sources: list[Source] = []
     try:
         named = options.sources or settings.sources

@@ -15,25 +15,15 @@ from formats.errors import FormatError
 from formats.filesystem import swap
 from formats.filesystem.model import DATA
 from formats.ranges import Ranges, total, union
-from formats.source import Runs, Source
-from packer.guest.identify import BIOS_BOOT_TYPE
+from formats.source import Runs
 from packer.guest.model import Dropped
+from packer.guest.mounts import volume_name
 from packer.guest.tree import Tree, runs_of
-from packer.survey.model import Survey, Volume
+from packer.survey.model import Survey
 
 CURE_FOR_DIRTY = "start the guest and shut it down cleanly"
 CURE_FOR_HIBERNATED = "start the guest, let it resume, and shut it down instead of hibernating it"
 _SWAP_REASON = "swap pages: a guest that was shut down never reads them again"
-
-# Partitions that hold no file system by design: they say nothing about the guest's files.
-_RAW_BY_DESIGN = frozenset(
-    {
-        BIOS_BOOT_TYPE,
-        "9e1a2d38-c612-4316-aa26-8b49521e5a8b",  # PowerPC PReP boot
-        "e3c9e316-0b5c-4db8-817d-f92df00215ae",  # Microsoft reserved
-        "41",  # PReP boot, MBR
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +39,7 @@ def find_droppable(tree: Tree) -> Findings:
     """Return what may be dropped, and what the state of volumes and swap forbids or costs."""
     survey = tree.survey
     dropped = [
-        Dropped(f"swap partition {survey.volumes[row].number}", _SWAP_REASON, ranges)
+        Dropped(f"swap {volume_name(survey.volumes[row])}", _SWAP_REASON, ranges)
         for row, ranges in survey.dropped
         if len(ranges)
     ]
@@ -57,13 +47,12 @@ def find_droppable(tree: Tree) -> Findings:
     warnings: list[str] = []
     for volume in survey.volumes:
         if volume.state == "hibernated":
-            refusals.append(_hibernated(f"partition {volume.number}", volume.state_reason))
+            refusals.append(_hibernated(volume_name(volume), volume.state_reason))
         elif volume.state != "clean" and volume.kind != "raw":
             warnings.append(
-                f"{volume.kind} on partition {volume.number} is not clean ({volume.state_reason}):"
+                f"{volume.kind} on {volume_name(volume)} is not clean ({volume.state_reason}):"
                 f" packed whole, including its free space; {CURE_FOR_DIRTY}"
             )
-        warnings.extend(_about_raw(volume, tree.source))
     for path, stream in _swap_files(tree):
         _judge_swap_file(tree, path, stream, dropped, refusals, warnings)
     return Findings(tuple(dropped), tuple(refusals), tuple(warnings))
@@ -125,25 +114,3 @@ def _judge_swap_file(
 def _hibernated(what: str, reason: str) -> str:
     found = f" ({reason})" if reason else ""
     return f"{what} holds a hibernated system{found}: {CURE_FOR_HIBERNATED}"
-
-
-def _about_raw(volume: Volume, source: Source) -> Iterator[str]:
-    if volume.kind != "raw" or volume.partition_type in _RAW_BY_DESIGN:
-        return
-    travelling = total(source.data_ranges(volume.start, volume.end))
-    if travelling:
-        note = volume.note or "no file system that can be read"
-        yield (
-            f"partition {volume.number} ({note}) cannot be stubbed:"
-            f" {format_bytes(travelling)} travel"
-        )
-
-
-def format_bytes(count: int) -> str:
-    """Return a number of bytes for people, in decimal units ("3.2 GB")."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

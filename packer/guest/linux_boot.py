@@ -14,19 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packer.guest.boot_config import (
+    CONFIGURATION,
     DEVICE_TREE,
     INITRAMFS,
     KERNEL,
+    LOADER,
     find_configs,
-    is_grub_config,
     named_files,
 )
 from packer.guest.mounts import is_esp
 from packer.guest.tree import Tree
 
 ESP = "ESP"
-LOADER = "boot loader"
-CONFIGURATION = "boot configuration"
 BOOT_REASONS = (ESP, CONFIGURATION, LOADER, KERNEL, INITRAMFS, DEVICE_TREE)
 
 # What a kernel package and its initramfs are called when no configuration names them.
@@ -101,8 +100,10 @@ def _add_syslinux_folders(tree: Tree, found: BootSet) -> None:
 def _add_boot_folder(tree: Tree, found: BootSet) -> None:
     for path, stream in tree.below("/boot"):
         inside = path.removeprefix("/boot/")
-        if inside.startswith("grub") and "/" in inside:
-            found.add(stream, CONFIGURATION if is_grub_config(path) else LOADER)
+        if inside.startswith("loader/") or inside.endswith("/grubenv"):
+            found.add(stream, CONFIGURATION)
+        elif inside.startswith("grub") and "/" in inside:
+            found.add(stream, LOADER)
         elif "/" not in inside:
             found.add(stream, _fallback_reason(inside))
 

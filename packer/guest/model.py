@@ -8,24 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.ranges import Ranges
+from packer.artifact.config import Guest
 from packer.artifact.hints import Package
-
-
-@dataclass(frozen=True, slots=True)
-class Guest:
-    """What is installed.
-
-    family: "linux", "windows", "unknown". id, release, name: as os-release has them ("debian",
-    "12", "Debian GNU/Linux 12 (bookworm)"). architecture: "x86_64", "aarch64", … or "".
-    firmware: "bios", "uefi", "bios+uefi" or "".
-    """
-
-    family: str = "unknown"
-    id: str = ""
-    release: str = ""
-    name: str = ""
-    architecture: str = ""
-    firmware: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +43,6 @@ class Judgement:
     dropped: tuple[Dropped, ...]
     refusals: tuple[str, ...]
     warnings: tuple[str, ...]
+
+
+__all__ = ["Dropped", "Guest", "Judgement"]

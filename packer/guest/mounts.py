@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from packer.guest.fstab import Entry, volume_of
-from packer.survey.model import Survey
+from packer.survey.model import Survey, Volume
 
 # UEFI Specification 2.10, section 5.3.3; "ef": MBR system id of the same (section 5.2.2).
 ESP_TYPES = frozenset({"c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef"})
@@ -32,6 +32,11 @@ class Mount:
 
     path: str
     volume: int
+
+
+def volume_name(volume: Volume) -> str:
+    """Return what to call a volume when talking to people."""
+    return f"partition {volume.number}" if volume.number else "the disk"
 
 
 def is_esp(survey: Survey, row: int) -> bool:

@@ -20,7 +20,7 @@ from formats.filesystem.model import DATA
 from formats.ranges import overlap_of_sorted
 from formats.source import Runs, Source
 from packer.guest.fstab import MAX_FSTAB_BYTES, parse_fstab
-from packer.guest.mounts import Mount, find_mounts, find_roots
+from packer.guest.mounts import Mount, find_mounts, find_roots, volume_name
 from packer.survey.model import Survey
 
 MAX_PATH_CHARACTERS = 4096
@@ -94,18 +94,25 @@ class Tree:
                 paths[row] = mount.path + paths[row]
         return paths
 
-    def row_of(self, path: str) -> int | None:
-        """Return the name row of a plain file at exactly this path; no link is followed."""
+    def stream_at(self, path: str) -> int | None:
+        """Return the stream of a plain file at exactly this path; no link is followed."""
         located = self._locate(path)
-        return None if located is None else self._names_of(located[0]).row(located[1])
+        row = None if located is None else self._names_of(located[0]).row(located[1])
+        return None if row is None else int(self.survey.name_stream[row])
 
     def stream_of(self, path: str) -> int | None:
         """Return the stream of a file, following links, or None if there is no plain file."""
-        row = self.row_of(path)
-        if row is None:
+        stream = self.stream_at(path)
+        if stream is None:
             resolved = self.resolve(path)
-            row = None if resolved is None else self.row_of(resolved)
-        return None if row is None else int(self.survey.name_stream[row])
+            stream = None if resolved is None else self.stream_at(resolved)
+        return stream
+
+    def canonical(self, path: str) -> str | None:
+        """Return the path with the links of its folder followed, but not the last name's."""
+        folder, _, name = path.rpartition("/")
+        resolved = self.resolve(folder + "/")
+        return None if resolved is None else f"{resolved}/{name}"
 
     def resolve(self, path: str) -> str | None:
         """Return the path with all links followed, also the last; None for loops and the like.
@@ -181,8 +188,8 @@ class Tree:
         volumes = self.survey.volumes
         for row in roots[1:]:
             self.warnings.append(
-                f"partition {volumes[row].number} holds another system, which is not looked into:"
-                f" only the one on partition {volumes[roots[0]].number} is"
+                f"{volume_name(volumes[row])} holds another system, which is not looked into:"
+                f" only the one on {volume_name(volumes[roots[0]])} is"
             )
 
     def _resolve(self, path: str, depth: int) -> str | None:

@@ -89,5 +89,5 @@ def inspect_image(
             tuple((one.what, total(one.ranges), one.reason) for one in judgement.dropped),
             len(judgement.packages),
             thin_bytes,
-            (*survey.warnings, *judgement.warnings),
+            judgement.warnings,
         )

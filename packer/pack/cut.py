@@ -138,7 +138,7 @@ def _nonzero_blocks(source: Source, kept: Ranges) -> Ranges:
         data = source.pread(start, end - start)
         whole = len(data) // ZERO_UNIT_BYTES * ZERO_UNIT_BYTES
         blocks = np.frombuffer(data, dtype=np.uint64, count=whole // 8)
-        filled = blocks.reshape(-1, ZERO_UNIT_BYTES // 8).any(axis=1)
+        filled = np.asarray(blocks.reshape(-1, ZERO_UNIT_BYTES // 8).any(axis=1))
         if whole < len(data):  # the disk ends inside a block
             filled = np.append(filled, any(data[whole:]))
         found.append(from_bits(filled, ZERO_UNIT_BYTES, start))

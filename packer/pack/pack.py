@@ -18,9 +18,9 @@ from packer.artifact.layout.open import create_layout
 from packer.artifact.map import Kind, encode_map
 from packer.artifact.signature import sign
 from packer.artifact.zstd import compress
+from packer.pack.against import Against
 from packer.pack.bundle import write_bundles
 from packer.pack.describe import describe
-from packer.pack.against import Against
 from packer.pack.prepare import Resolve, prepare
 from packer.progress import Progress, Silent
 from packer.survey.disk import open_disk

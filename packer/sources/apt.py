@@ -209,8 +209,9 @@ class AptSource:
             base = [one for one in order if one][turn : turn + 1]
             uri = package_uri(base[0], parcel.package.filename) if base else None
             if uri is not None:
-                one = parcel.package
-                downloads[parcel.path] = Download(uri, parcel.partial, one.sha256, one.size_bytes)
+                downloads[parcel.path] = Download(
+                    uri, parcel.partial, parcel.package.sha256, parcel.package.size_bytes
+                )
         failed = apt.download(list(downloads.values()), stop, self._count) if downloads else {}
         for path, one in downloads.items():
             if one.uri in failed:

@@ -16,13 +16,13 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from formats.errors import FormatError
-from formats.package.deb import members
+from formats.package.deb import Readable, members
 from packer.artifact.hints import Package
 from packer.sources.base import Bytes, Offers, Piece, SourceError, Wanted, free_offers
 from packer.transport.ranges import Asked, cut_ranges
@@ -39,16 +39,12 @@ MAX_OPEN_WINDOWS = 64
 MAX_FILES = 200_000
 """Package files below one folder that are looked at; a whole mirror's architecture has 65,000."""
 
+MAX_UNPACKED_BYTES = 32 << 30
+"""Of one package; the largest in Debian have 5 GB. It bounds time, memory is bounded anyway."""
+
 INFO_FOLDER = "/var/lib/dpkg/info/"
 
 _log = logging.getLogger(__name__)
-
-
-class Readable(Protocol):
-    """What a member's bytes come from, in order."""
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to `size` bytes, none at the end."""
 
 
 class PackageFileError(Exception):
@@ -150,9 +146,9 @@ def read_package(path: Path, search: Search, rows: Iterable[int]) -> Iterator[Pi
     expected = list(rows)
     try:
         with _open_regular(path) as file:
-            for member in members(file):
+            for member in members(file, max_bytes=MAX_UNPACKED_BYTES):
                 if search.wants(member.size):
-                    yield from search.take(member.size, _chunks(member.data))
+                    yield from search.take(member.size, _chunks(member.file))
                     if not search.lacks(expected):
                         return
     except (OSError, FormatError) as error:
@@ -262,6 +258,6 @@ def _open_regular(path: Path) -> BinaryIO:
     return os.fdopen(fd, "rb")
 
 
-def _chunks(data: Readable) -> Iterator[bytes]:
-    while chunk := data.read(CHUNK_BYTES):
+def _chunks(file: Readable) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
         yield chunk

@@ -121,9 +121,10 @@ def hash_range(fd: int, offset: int, length: int) -> bytes | None:
 class Memory:
     """The remembered digests in one SQLite file; safe for several threads and processes."""
 
-    def __init__(self, path: Path, *, max_rows: int = MAX_ROWS) -> None:
+    def __init__(self, path: Path, *, max_rows: int = MAX_ROWS, racy_ns: int = RACY_NS) -> None:
         self.path = path
         self._max_rows = max_rows
+        self._racy_ns = racy_ns
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._wrote = False
@@ -161,7 +162,7 @@ class Memory:
         digest: NDArray[np.uint8],
     ) -> None:
         """Note the SHA-256 (uint8[k, 32]) of ranges of files that had these stamps throughout."""
-        settled = np.flatnonzero(stamps[:, 4] < time.time_ns() - RACY_NS)
+        settled = np.flatnonzero(stamps[:, 4] < time.time_ns() - self._racy_ns)
         if len(settled) == 0:
             return
         today = _today()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from packer import host
@@ -24,6 +23,9 @@ from packer.sources.store import Store
 NETWORK_SCHEMES = ("https", "http", "apt")
 """What a pack may recommend by itself: nothing that names a path of this host."""
 
+APT_ARCHIVES = Path("/var/cache/apt/archives")
+"""Where apt keeps the package files that it has fetched."""
+
 KINDS = "store:, dir:FOLDER, disk:IMAGE, pack:FILE, deb:FOLDER, apt:, https://…"
 
 
@@ -40,12 +42,14 @@ def open_layout_at(location: str) -> Layout:
 
 
 class SourceOpener:
-    """Opens sources that share one memory and one store, and closes them."""
+    """Opens sources that share one memory and one store.
 
-    def __init__(self, pack: OpenedPack, store: Store, *, jobs: int | None = None) -> None:
+    pack: what is to be rebuilt; None for a source that is asked about something else.
+    """
+
+    def __init__(self, store: Store, pack: OpenedPack | None = None) -> None:
         self._pack = pack
         self._store = store
-        self._jobs = jobs or os.cpu_count() or 1
         self._memory = Memory(host.cache_dir() / "files.sqlite")
 
     def open_all(self, uris: Sequence[str]) -> list[Source]:
@@ -53,7 +57,7 @@ class SourceOpener:
 
         Raises UsageError for a URI of no known kind, Error for a source that is not there.
         """
-        return [self._open(uri) for uri in uris]
+        return [self.open(uri) for uri in uris]
 
     def defaults(self, *, offline: bool) -> tuple[list[Source], list[str]]:
         """Return (sources to use when the user named none, notes about those left out).
@@ -62,54 +66,52 @@ class SourceOpener:
         pack recommends.
         """
         sources: list[Source] = [self._store, *default_sources(self._memory)]
-        archives = Path("/var/cache/apt/archives")
-        if archives.is_dir():
-            sources.append(DebSource(archives))
+        if APT_ARCHIVES.is_dir():
+            sources.append(DebSource(APT_ARCHIVES))
         notes: list[str] = []
-        for uri in self._pack.config.sources:
+        for uri in self._pack.config.sources if self._pack else ():
             if uri.partition(":")[0] not in NETWORK_SCHEMES:
                 notes.append(f"the pack recommends {uri}, which only a user may name; left out")
             elif not offline:
                 try:
-                    sources.append(self._open(uri))
+                    sources.append(self.open(uri))
                 except Error as error:
-                    notes.append(f"{uri}: {error}")
+                    notes.append(str(error))
         return sources, notes
+
+    def open(self, uri: str) -> Source:
+        """Return one source. Raises UsageError and Error as `open_all` does."""
+        kind, colon, rest = uri.partition(":")
+        if kind in ("https", "http"):
+            return self._other_pack(uri, uri)
+        makers: dict[str, Callable[[str], Source]] = {
+            "store": lambda folder: Store(Path(folder)) if folder else self._store,
+            "apt": lambda _: AptSource(host.cache_dir() / "packages"),
+            "dir": lambda folder: DirectorySource(Path(folder), self._memory),
+            "disk": DiskSource,
+            "pack": lambda location: self._other_pack(f"pack:{location}", location),
+            "deb": lambda folder: DebSource(Path(folder)),
+        }
+        if not colon or kind not in makers or not (rest or kind in ("store", "apt")):
+            raise UsageError(f"{uri}: not a source; expected one of {KINDS}")
+        return makers[kind](rest)
 
     def close(self) -> None:
         """Close the memory; sources are closed by who opened them."""
         self._memory.close()
 
-    def _open(self, uri: str) -> Source:
-        kind, colon, rest = uri.partition(":")
-        if kind in ("https", "http"):
-            return self._other_pack(uri)
-        if not colon:
-            raise UsageError(f"--from {uri}: expected one of {KINDS}")
-        if kind == "store":
-            return Store(Path(rest)) if rest else self._store
-        if kind == "apt":
-            return AptSource(host.cache_dir() / "packages")
-        if not rest:
-            raise UsageError(f"--from {uri}: names no place", hint=f"expected one of {KINDS}")
-        if kind == "dir":
-            return DirectorySource(Path(rest), self._memory)
-        if kind == "disk":
-            return DiskSource(rest)
-        if kind == "pack":
-            return self._other_pack(rest)
-        if kind == "deb":
-            return DebSource(Path(rest))
-        raise UsageError(f"--from {uri}: expected one of {KINDS}")
-
-    def _other_pack(self, location: str) -> Source:
-        uri = location if "://" in location else f"pack:{location}"
+    def _other_pack(self, uri: str, location: str) -> Source:
         other = open_pack(location)
         try:
-            if other.config_digest == self._pack.config_digest:
+            if self._pack is not None and other.config_digest == self._pack.config_digest:
                 # A copy of the same pack: only its bundles differ, its map need not be read.
                 other.share_map(self._pack)
             return PackSource(uri, other.layout, other.map.contents, other.index)
         except Error as error:
             other.close()
             raise SourceError(f"{uri}: {error}", hint=error.hint) from error
+
+
+def open_source(uri: str) -> Source:
+    """Return a source that stands alone, with this host's own store and memory."""
+    return SourceOpener(Store(host.data_dir() / "store")).open(uri)

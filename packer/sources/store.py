@@ -209,8 +209,6 @@ class Store:
         """Return which wanted contents are here, by name and size."""
         with self._lock:
             self._contents = wanted.contents
-        if not self._objects.is_dir():
-            return free_offers(np.empty(0, dtype=np.int64))
         rows = wanted.rows
         names = wanted.contents.digest[rows].tobytes().hex()
         sizes = wanted.contents.size[rows].tolist()
@@ -225,6 +223,8 @@ class Store:
                         held[place] = status.st_size == size
             finally:
                 os.close(folder)
+        except FileNotFoundError:
+            return free_offers(np.empty(0, dtype=np.int64))  # nothing was put yet
         except OSError as error:
             raise self._error(error) from error
         return free_offers(rows[held])
@@ -389,14 +389,19 @@ class Store:
         try:
             return os.open(path, _TEMPORARY_FLAGS, 0o600)
         except FileNotFoundError:
-            for folder in (self._temporary, self._objects):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_folders()
             self._prefixes_made.clear()
             return os.open(path, _TEMPORARY_FLAGS, 0o600)
 
+    def _make_folders(self) -> None:
+        """Make the store; what it holds may be private, so nobody else may look into it."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self._temporary, self._objects, self._leases):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
     def _make_prefix(self, prefix: str) -> None:
         if prefix not in self._prefixes_made:
-            (self._objects / prefix).mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._objects / prefix).mkdir(mode=0o700, exist_ok=True)
             self._prefixes_made.add(prefix)
 
     def _lease_path(self, name: str) -> Path:
@@ -410,7 +415,6 @@ class Store:
         try:
             # Shared with other leases, never with a collection, which could not see this one yet.
             with self._locked(fcntl.LOCK_SH):
-                self._leases.mkdir(mode=0o700, parents=True, exist_ok=True)
                 fd = os.open(temporary, _TEMPORARY_FLAGS, 0o600)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_SH)
@@ -426,7 +430,7 @@ class Store:
 
     @contextmanager
     def _locked(self, kind: int) -> Iterator[None]:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_folders()
         fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, kind)

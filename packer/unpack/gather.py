@@ -18,7 +18,7 @@ from packer.artifact.hints import Hints
 from packer.progress import Progress
 from packer.sources.base import Learning, Offers, Source, SourceError, Wanted
 from packer.unpack.assemble import Assembler
-from packer.unpack.plan import Plan, choose
+from packer.unpack.plan import choose
 
 Rows = NDArray[np.int64]
 

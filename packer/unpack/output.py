@@ -134,7 +134,7 @@ class Output:
     def _rename(self, finished: Path, fd: int) -> None:
         try:
             os.fsync(fd)
-            os.replace(finished, self.path)
+            finished.replace(self.path)
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)

@@ -27,9 +27,7 @@ def sha256(data: bytes) -> str:
 
 def small_config(name: str = "demo", version: int = 3) -> Config:
     disk = Disk(size=1 << 20, sector_size=512, map=sha256(b"map"), map_size=3)
-    return Config(
-        name=name, version=version, disks=(disk,), hints=HintsRef(sha256(b"hints"), 5)
-    )
+    return Config(name=name, version=version, disks=(disk,), hints=HintsRef(sha256(b"hints"), 5))
 
 
 def write_pack(

@@ -18,6 +18,7 @@ def damaged(
 ) -> Iterator[bytes]:
     """Yield `count` damaged copies: bits flipped and bytes set in `areas`, or the end cut off."""
     chance = random.Random(seed)
+    areas = [(start, min(end, len(image))) for start, end in areas]
     for attempt in range(count):
         broken = bytearray(image)
         if attempt % 8 == 7:

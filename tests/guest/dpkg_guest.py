@@ -68,7 +68,7 @@ class DpkgRoot:
             self.dpkg("--add-architecture", foreign)
 
     def dpkg(self, *words: str | Path) -> str:
-        # Only dpkg's own work is wanted here: no ldconfig on the path, no scripts that need a shell.
+        # Nothing in the folder can be run: neither ldconfig nor a shell for scripts.
         return run(
             "dpkg",
             f"--root={self.root}",

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from formats.ranges import empty_ranges
-from formats.source import FileSource, Source
+from formats.source import Source
 from packer.guest.tree import Tree
+from packer.survey.disk import open_disk
 from packer.survey.model import Survey, Volume
-from packer.survey.survey import survey_disk
+from packer.survey.survey import survey
 
 MIB = 1 << 20
 
@@ -104,13 +105,13 @@ def gpt_disk(disk: Path, parts: list[Part]) -> Path:
 
 def surveyed(image: Path) -> tuple[Survey, Source]:
     """Survey a disk as the tool does."""
-    raise NotImplementedError
+    disk = open_disk(image)
+    return survey(disk), disk.source
 
 
 def tree_of(image: Path) -> Tree:
     """Survey a disk as the tool does, and open the guest's tree on it."""
-    survey, source = surveyed(image)
-    return Tree(survey, source)
+    return Tree(*surveyed(image))
 
 
 def volume(

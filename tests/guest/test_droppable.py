@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from formats.ranges import total
-from packer.guest.droppable import find_droppable, format_bytes
+from packer.guest.droppable import find_droppable
 from packer.guest.tree import Tree
 from tests.guest.material import (
     LINUX,
@@ -61,7 +61,9 @@ def test_of_a_fragmented_swap_file_with_holes_each_piece_is_dropped(tmp_path: Pa
     (dropped,) = find_droppable(tree).dropped
     stream = tree.stream_of("/swapfile")
     assert stream is not None
-    assert total(dropped.ranges) == int(tree.survey.length[tree.survey.extents_of(stream)].sum()) - PAGE
+    rows = tree.survey.extents_of(stream)
+    start, length = tree.survey.file_offset[rows], tree.survey.length[rows]
+    assert total(dropped.ranges) == int(length[start >= PAGE].sum())
     assert len(dropped.ranges) > 1
 
 
@@ -110,13 +112,7 @@ def test_nothing_of_a_file_is_dropped_from_a_file_system_that_is_not_clean(tmp_p
 
 def parted(folder: Path, swap_image: Path) -> Tree:
     files = write_tree(folder / "tree", {"/etc/os-release": b"ID=x\n"}, {})
-    noise = folder / "luks.raw"
-    noise.write_bytes(b"LUKS\xba\xbe\x00\x02" + os.urandom(3 * MIB - 8))
-    parts = [
-        Part(LINUX, ext4(folder / "root.raw", files)),
-        Part(SWAP, swap_image),
-        Part(LINUX, noise),
-    ]
+    parts = [Part(LINUX, ext4(folder / "root.raw", files)), Part(SWAP, swap_image)]
     return tree_of(gpt_disk(folder / "disk.raw", parts))
 
 
@@ -136,19 +132,3 @@ def test_a_hibernated_swap_partition_refuses_the_guest(tmp_path: Path) -> None:
     found = find_droppable(parted(tmp_path, area))
     assert found.dropped == ()
     assert found.refusals[0].startswith("partition 2 holds a hibernated system")
-
-
-def test_an_encrypted_partition_is_said_to_travel_as_it_is(tmp_path: Path) -> None:
-    found = find_droppable(parted(tmp_path, swap(tmp_path / "swap")))
-    (warning,) = found.warnings
-    assert warning.startswith("partition 3 (LUKS")
-    assert warning.endswith("cannot be stubbed: 3.1 MB travel")
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (99_600, "100 kB"), (3_200_000_000, "3.2 GB")]
-    + [(999_500_000, "1.0 GB"), (5 * 10**12, "5.0 TB")],
-)
-def test_bytes_are_written_for_people(count: int, text: str) -> None:
-    assert format_bytes(count) == text

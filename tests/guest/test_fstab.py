@@ -21,7 +21,9 @@ def disk(table: str = "mbr") -> Survey:
 
 
 def test_each_line_gives_what_where_and_as_which_type() -> None:
-    data = b"# comment\nUUID=1-2 / ext4 defaults 0 1\n\nLABEL=x /home/ xfs\n/swapfile none swap sw 0 0"
+    data = (
+        b"# comment\nUUID=1-2 / ext4 defaults 0 1\n\nLABEL=x /home/ xfs\n/swapfile none swap sw 0 0"
+    )
     assert parse_fstab(data) == (
         Entry("UUID=1-2", "/", "ext4"),
         Entry("LABEL=x", "/home", "xfs"),

@@ -21,7 +21,11 @@ from tests.guest.material import (
     write_tree,
 )
 
-DEBIAN = b'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nNAME="Debian GNU/Linux"\nVERSION_ID="12"\nID=debian\n'
+DEBIAN = b"""PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"
+NAME="Debian GNU/Linux"
+VERSION_ID="12"
+ID=debian
+"""
 
 
 @pytest.mark.parametrize(

@@ -103,23 +103,14 @@ def test_a_separate_boot_volume_is_the_root_that_grub_sees(tmp_path: Path) -> No
     }
     boot["/grub/grub.cfg"] = (GRUB_CFG % ("", "", "")).encode()
     root = {path: data for path, data in FILES.items() if not path.startswith("/boot")}
-    disk = gpt_disk(
-        tmp_path / "disk.raw",
-        [
-            Part(LINUX, ext4(tmp_path / "b", write_tree(tmp_path / "bt", boot, {}), uuid=BOOT_UUID)),
-            Part(
-                LINUX,
-                ext4(
-                    tmp_path / "r",
-                    write_tree(
-                        tmp_path / "rt",
-                        root | {"/etc/fstab": fstab},
-                        {"/vmlinuz.old": "opt/kernel"},
-                    ),
-                ),
-            ),
-        ],
-    )
+    root |= {"/etc/fstab": fstab}
+    boot_tree = write_tree(tmp_path / "boot", boot, {})
+    root_tree = write_tree(tmp_path / "root", root, {"/vmlinuz.old": "opt/kernel"})
+    parts = [
+        Part(LINUX, ext4(tmp_path / "boot.raw", boot_tree, uuid=BOOT_UUID)),
+        Part(LINUX, ext4(tmp_path / "root.raw", root_tree)),
+    ]
+    disk = gpt_disk(tmp_path / "disk.raw", parts)
     assert boot_set(tree_of(disk)) == EXPECTED
 
 

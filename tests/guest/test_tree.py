@@ -88,7 +88,17 @@ def test_a_file_is_read_through_the_links_on_its_way(merged: Tree, path: str, da
 
 @pytest.mark.parametrize(
     "path",
-    ["/itself", "/there", "/back/x", "/nowhere", "/chain0", "/etc", "relative", "", "/" + "a/" * 5000],
+    [
+        "/itself",
+        "/there",
+        "/back/x",
+        "/nowhere",
+        "/chain0",
+        "/etc",
+        "relative",
+        "",
+        "/a" * 9999,
+    ],
 )
 def test_circles_chains_and_folders_lead_to_no_file(merged: Tree, path: str) -> None:
     assert merged.stream_of(path) is None

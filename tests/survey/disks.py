@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,7 +75,20 @@ def ext4(folder: Path, size: int = EXT.size) -> bytes:
     if not (tree / "link").is_symlink():
         (tree / "link").symlink_to("folder/file-1")
     return make_volume(
-        folder, "ext4.img", size, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-d", tree
+        folder,
+        "ext4.img",
+        size,
+        "mke2fs",
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-b",
+        "4096",
+        "-L",
+        "root",
+        "-d",
+        tree,
     )
 
 
@@ -84,14 +99,25 @@ def table(path: Path, parts: tuple[Part, ...] = PARTS, kind: str = "gpt") -> Non
     run("sfdisk", "-q", path, text="\n".join(lines))
 
 
+@functools.cache
+def _pieces() -> dict[int, bytes]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        return {
+            EXT.start: ext4(folder),
+            FAT.start: make_volume(folder, "fat", FAT.size, "mkfs.vfat", "-n", "ESP"),
+            SWAP.start: make_volume(folder, "swap", SWAP.size, "mkswap", "-q", "-L", "sw"),
+        }
+
+
 def whole_disk(folder: Path, raw: bytes = b"") -> Path:
     """Make a GPT disk with an ext4, a FAT, a swap and a further partition that begins `raw`."""
     disk = empty(folder / "guest.raw", DISK_BYTES)
     table(disk)
-    write_at(disk, EXT.start, ext4(folder))
-    write_at(disk, FAT.start, make_volume(folder, "f", FAT.size, "mkfs.vfat", "-n", "ESP"))
-    write_at(disk, SWAP.start, make_volume(folder, "s", SWAP.size, "mkswap", "-q", "-L", "sw"))
-    write_at(disk, RAW.start, raw)
+    for start, data in {**_pieces(), RAW.start: raw}.items():
+        for offset in range(0, len(data), 4096):  # holes stay holes
+            if any(block := data[offset : offset + 4096]):
+                write_at(disk, start + offset, block)
     return disk
 
 

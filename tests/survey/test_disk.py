@@ -34,6 +34,8 @@ def raw(tmp_path: Path) -> Path:
 
 
 def converted(raw: Path, container: str, options: str = "", *, compress: bool = False) -> Path:
+    if container == "raw":
+        return raw
     target = raw.with_name(f"guest.{container}{'-' + options.replace(',', '-') if options else ''}")
     arguments: list[str | Path] = ["qemu-img", "convert", "-f", "raw", "-O", container]
     if compress:
@@ -60,7 +62,8 @@ def assert_equal_to(raw: Path, disk: Disk) -> None:
     for start, end in ranges.tolist():
         kept[start:end] = expected[start:end]
     assert bytes(kept) == expected, "what data_ranges leaves out is not zero"
-    assert total(ranges) < disk.size, "no hole is seen"
+    if disk.container != "vhdx":  # of which qemu tells no holes
+        assert total(ranges) < disk.size, "no hole is seen"
 
 
 @pytest.mark.parametrize(
@@ -345,6 +348,7 @@ def test_a_block_device_is_a_raw_disk(raw: Path) -> None:
         disk.check_unchanged()
         with device.open("r+b") as file:
             file.write(b"changed")
+            file.flush()
             os.fsync(file.fileno())
         with pytest.raises(InUseError, match="was changed"):
             disk.check_unchanged()

@@ -10,6 +10,9 @@ from packer.artifact.layout.directory import DirectoryLayout, DirectoryWriter
 from packer.artifact.layout.tar import TarWriter, open_tar
 from packer.errors import InputError
 
+LAYOUT_NAMES = (b"oci-layout", b"index.json", b"blobs/", b"./oci-layout", b"./blobs")
+"""With what a layout's tar begins, whoever wrote it."""
+
 
 def open_layout(path: str | Path) -> Layout:
     """Return the layout at a local path, open for reading.
@@ -39,3 +42,16 @@ def create_layout(path: str | Path, *, replace: bool = False) -> LayoutWriter:
     if str(path).endswith("/") or place.is_dir():
         return DirectoryWriter(place, replace=replace)
     return TarWriter(place, replace=replace)
+
+
+def is_layout(path: str | Path) -> bool:
+    """Return whether a local path looks like a pack: a folder, or a tar that begins like one."""
+    place = Path(path)
+    if place.is_dir():
+        return True
+    try:
+        with place.open("rb") as file:
+            start = file.read(512)
+    except OSError:
+        return False
+    return start[257:262] == b"ustar" and start.startswith(LAYOUT_NAMES)

@@ -85,7 +85,7 @@ class TarLayout:
             self._read_file("oci-layout", MAX_LAYOUT_FILE_BYTES), f"{location}: oci-layout"
         )
         if not remote:
-            self._find("")
+            self._find("")  # no member has this name: every header is walked and checked
 
     def index(self) -> bytes:
         """Return the bytes of index.json."""

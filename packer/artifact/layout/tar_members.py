@@ -74,6 +74,7 @@ class Member:
 class _Overrides:
     """What extension headers say about the member that follows them."""
 
+    pending: bool = False
     name: bytes | None = None
     size: int | None = None
 
@@ -88,6 +89,8 @@ def next_member(source: Readable, position: int, location: str) -> Member | None
     for _ in range(_MAX_EXTENSIONS):
         header = _take(source, position, BLOCK_BYTES, location)
         if not any(header):
+            if overrides.pending:
+                raise _bad(location, position, "the member that was announced", "the end")
             return None
         member, kind = _parse(header, position, location)
         if kind not in _EXTENSIONS:
@@ -150,6 +153,7 @@ def _finish(
 
 
 def _apply(overrides: _Overrides, kind: bytes, body: bytes, location: str, position: int) -> None:
+    overrides.pending |= kind != _PAX_GLOBAL
     if kind == _GNU_LONG_NAME:
         overrides.name = body.split(b"\0", 1)[0]
     if kind not in (_PAX, _PAX_GLOBAL):

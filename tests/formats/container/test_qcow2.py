@@ -11,7 +11,7 @@ import pytest
 
 from formats.container import c_qcow2
 from formats.container.flat import FlatDisk
-from formats.container.qcow2 import BackingRequired, Qcow2, read_header
+from formats.container.qcow2 import MAX_ROWS, BackingRequired, Qcow2, read_header
 from formats.errors import Corrupt, FormatError, Truncated, Unsupported
 from formats.ranges import as_ranges, subtract, total, union
 from formats.source import FileSource, Memory, Source
@@ -213,9 +213,9 @@ def test_a_tebibyte_with_a_gibibyte_in_it_opens_within_a_second(tmp_path: Path) 
     image = create(tmp_path / "disk.qcow2", 1 << 40)
     step = 1000 * MIB
     qemu_io(image, *(f"write -q -P {i % 255 + 1} {i * step} 1M" for i in range(1024)))
-    began = time.perf_counter()
+    began = time.process_time()
     disk = Qcow2(FileSource(image))
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert total(disk.data_ranges(0, disk.size)) == 1 << 30
     for i in (0, 1, 511, 1023):
         assert disk.pread(i * step, MIB) == bytes([i % 255 + 1]) * MIB
@@ -340,6 +340,38 @@ def test_a_damaged_compressed_cluster_is_corrupt_when_it_is_read(good: bytes) ->
     assert disk.pread(0, 4) == b"\1\1\1\1"
     with pytest.raises(Corrupt, match="deflate"):
         disk.pread(MIB, 1)
+
+
+def scattered(image: Path, clusters: int) -> Path:
+    """Write an image whose clusters lie in the file in reverse order; its data is one hole."""
+    cluster_size = 64 * KIB
+    tables = clusters // 8192
+    data_start = (2 + tables) * cluster_size
+    fields = (b"QFI\xfb", 2, 0, 0, 16, clusters * cluster_size, 0, tables, cluster_size)
+    l1 = np.arange(2, 2 + tables, dtype=np.uint64) * np.uint64(cluster_size)
+    l2 = np.arange(clusters, dtype=np.uint64)[::-1] * np.uint64(cluster_size)
+    with image.open("wb") as file:
+        file.write(c_qcow2.HEADER_V2.pack(*fields, 0, 0, 0, 0))
+        file.seek(cluster_size)
+        file.write(l1.astype(">u8").tobytes())
+        file.seek(2 * cluster_size)
+        file.write((l2 + np.uint64(data_start)).astype(">u8").tobytes())
+        file.truncate(data_start + clusters * cluster_size)
+    return image
+
+
+def test_the_most_scattered_disk_that_is_read_stays_below_a_gibibyte(tmp_path: Path) -> None:
+    image = scattered(tmp_path / "disk.qcow2", MAX_ROWS)
+    with at_most_one_gib():
+        disk = Qcow2(FileSource(image))
+        assert len(disk.runs) == MAX_ROWS
+        assert len(disk.data_ranges(0, disk.size)) == 0
+
+
+def test_a_disk_in_too_many_pieces_is_unsupported(tmp_path: Path) -> None:
+    image = scattered(tmp_path / "disk.qcow2", 2 * MAX_ROWS)
+    with at_most_one_gib(), pytest.raises(Unsupported, match="pieces"):
+        Qcow2(FileSource(image))
 
 
 def read_everything(image: bytes) -> None:

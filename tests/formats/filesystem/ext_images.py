@@ -10,6 +10,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def mounted(image: Path, options: str = "loop") -> Iterator[Path]:
         run("umount", point)
 
 
-def age(root: Path, seed: int, files: int = 300) -> None:
+def age(root: Path, seed: int, files: int = 150) -> None:
     """Create, grow, cut, punch and delete files until their blocks are scattered."""
     dice = random.Random(seed)
     for number in range(files):
@@ -121,39 +122,40 @@ def _preallocate(root: Path, dice: random.Random) -> None:
     subprocess.run(punch, check=False, cwd=root, capture_output=True)
 
 
-def seen_by_the_kernel(root: Path) -> dict[bytes, object]:
+class Seen(NamedTuple):
+    """One path: mode, inode, links, size, blocks, time; digest or link target; attributes."""
+
+    facts: tuple[int, ...]
+    content: str | bytes
+    attributes: tuple[tuple[str | bytes, bytes], ...]
+
+
+def seen_by_the_kernel(root: Path) -> dict[bytes, Seen]:
     """Return what a reader of the mounted file system sees: every path, its status and content."""
-    seen: dict[bytes, object] = {}
+    seen: dict[bytes, Seen] = {}
     for folder, folders, files in os.walk(bytes(root)):
         for name in (*folders, *files):
-            path = os.path.join(folder, name)
+            path = folder + b"/" + name
             status = os.lstat(path)
-            content: object = None
+            content: str | bytes = ""
             if stat.S_ISREG(status.st_mode):
                 content = _digest(path)
             elif stat.S_ISLNK(status.st_mode):
-                content = os.readlink(path)
+                content = os.fsencode(Path(os.fsdecode(path)).readlink())
             attributes = [
                 (key, os.getxattr(path, key, follow_symlinks=False))
                 for key in os.listxattr(path, follow_symlinks=False)
             ]
-            seen[os.path.relpath(path, bytes(root))] = (
-                status.st_mode,
-                status.st_ino,
-                status.st_nlink,
-                status.st_size,
-                status.st_blocks,
-                status.st_mtime_ns,
-                content,
-                tuple(attributes),
-            )
+            facts = (status.st_mode, status.st_ino, status.st_nlink, status.st_size)
+            facts += (status.st_blocks, status.st_mtime_ns)
+            seen[path.removeprefix(bytes(root))] = Seen(facts, content, tuple(attributes))
     return seen
 
 
 def _digest(path: bytes) -> str:
     """Digest all bytes of a file; of a huge one, the first and last 64 MiB."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with Path(os.fsdecode(path)).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         for start in {0, max(size - (64 << 20), 0)}:
             digest.update(os.pread(file.fileno(), 64 << 20, start))

@@ -242,6 +242,32 @@ def test_a_chain_that_loops_leaves_its_file_unread(layout: Layout) -> None:
     assert (system.state, len(system.free)) == ("dirty", 0)
 
 
+def test_a_chain_that_runs_backwards_is_followed(layout: Layout) -> None:
+    boot = read_boot_sector(layout.source)
+    where = layout.image.index(b"UPPER   BIN")
+    size = 4 * boot.cluster_size - 1
+    resized = layout.with_bytes(where + 28, struct.pack("<I", size))
+    chain = [layout.first_cluster("/UPPER.BIN"), 5000, 5001, 3000]
+    last = 0xFFFF if layout.bits == 16 else 0x0FFF_FFFF
+    for cluster, following in zip(chain, [*chain[1:], last], strict=True):
+        resized = resized.with_entry(cluster, following)
+    found = [
+        ((start - boot.data_start) // boot.cluster_size + 2, length // boot.cluster_size)
+        for start, length in extents_of(fat.read(resized.source), "/UPPER.BIN")
+    ]
+    assert found == [(chain[0], 1), (5000, 2), (3000, 1)]
+
+
+def test_clusters_past_the_end_of_a_file_are_kept_out_of_its_extents(layout: Layout) -> None:
+    boot = read_boot_sector(layout.source)
+    where = layout.image.index(b"UPPER   BIN")
+    system = fat.read(
+        layout.with_bytes(where + 28, struct.pack("<I", boot.cluster_size + 1)).source
+    )
+    assert sum(length for _, length in extents_of(system, "/UPPER.BIN")) == 2 * boot.cluster_size
+    assert system.state == "clean"
+
+
 def test_files_that_share_clusters_are_left_out(layout: Layout) -> None:
     path = "/sub/deep dir/käse ☃.dat"
     target = layout.first_cluster(path)

@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from formats.ranges import intersect, overlap_of_sorted, total, union
+from formats.source import Memory
+from packer.errors import InputError
+from packer.survey import worker
+from packer.survey.disk import open_disk
+from packer.survey.limits import Limits
+from packer.survey.model import Survey
+from packer.survey.recognise import MAGICS, Magic, recognise
+from packer.survey.survey import survey
+from tests.survey import disks
+from tests.survey.disks import DISK_BYTES, EXT, FAT, FILES, MIB, RAW, SWAP, Part, run
+
+MD = b"\xfc\x4e\x2b\xa9"
+
+
+def surveyed(path: Path, limits: Limits | None = None) -> Survey:
+    with open_disk(path) as disk:
+        found = survey(disk, limits=limits)
+        disk.check_unchanged()
+    assert_sound(found)
+    return found
+
+
+def assert_sound(found: Survey) -> None:
+    """What every survey promises, whatever the disk."""
+    rows = len(found.inode)
+    assert len(found.volume) == len(found.file_size) == rows
+    assert all(0 <= volume < len(found.volumes) for volume in found.volume)
+    assert (np.diff(found.stream) >= 0).all()
+    assert (np.diff(found.name_stream) >= 0).all()
+    assert len(found.name) == len(found.name_stream)
+    assert overlap_of_sorted(found.free) < 0
+    extents = np.stack([found.disk_offset, found.disk_offset + found.length], axis=1)
+    volumes = found.volume[found.stream]
+    starts = np.array([one.start for one in found.volumes], dtype=np.int64)
+    ends = np.array([one.end for one in found.volumes], dtype=np.int64)
+    if len(extents):
+        assert (extents[:, 0] >= starts[volumes]).all()
+        assert (extents[:, 1] <= ends[volumes]).all()
+    dropped = union(*(ranges for _, ranges in found.dropped), np.empty((0, 2), np.int64))
+    assert total(union(extents, found.free, dropped)) == (
+        int(found.length.sum()) + total(found.free) + total(dropped)
+    ), "a byte has two owners"
+
+
+def contents(path: Path, found: Survey) -> dict[str, bytes]:
+    """Read every named file of the survey through its extents."""
+    files = {}
+    with open_disk(path) as disk:
+        for stream, name in zip(found.name_stream.tolist(), found.name, strict=True):
+            data = bytearray(int(found.file_size[stream]))
+            rows = found.extents_of(stream)
+            for at, where, length in zip(
+                found.file_offset[rows].tolist(),
+                found.disk_offset[rows].tolist(),
+                found.length[rows].tolist(),
+                strict=True,
+            ):
+                taken = min(length, len(data) - at)
+                data[at : at + taken] = disk.source.pread(where, taken)
+            files[name] = bytes(data)
+    return files
+
+
+def test_a_disk_with_a_table_is_surveyed(tmp_path: Path) -> None:
+    path = disks.whole_disk(tmp_path)
+    found = surveyed(path)
+    assert (found.size, found.sector_size, found.container, found.table) == (
+        DISK_BYTES,
+        512,
+        "raw",
+        "gpt",
+    )
+    assert [(one.number, one.kind) for one in found.volumes] == [
+        (1, "ext4"),
+        (2, "vfat"),
+        (3, "swap"),
+        (4, "raw"),
+    ]
+    assert [(one.start, one.end) for one in found.volumes] == [
+        (part.start, part.start + part.size) for part in (EXT, FAT, SWAP, RAW)
+    ]
+    ext4, fat, swap, _ = found.volumes
+    assert (ext4.state, ext4.label, ext4.block_size) == ("clean", "root", 4096)
+    assert (fat.label, swap.label) == ("ESP", "sw")
+    assert found.dropped[0][0] == 2
+    assert found.dropped[0][1].tolist() == [[SWAP.start + 4096, SWAP.start + SWAP.size]]
+    assert (0, "/link", "folder/file-1") in found.symlinks
+    files = contents(path, found)
+    assert {name: data for name, data in files.items() if name in FILES} == FILES
+    assert total(intersect(found.free, np.array([[EXT.start, EXT.start + EXT.size]]))) > 20 * MIB
+
+
+def test_nothing_outside_partitions_is_free(tmp_path: Path) -> None:
+    found = surveyed(disks.whole_disk(tmp_path))
+    inside = np.array([[one.start, one.end] for one in found.volumes])
+    assert total(intersect(found.free, inside)) == total(found.free)
+
+
+@pytest.mark.parametrize("container", ["qcow2", "vmdk"])
+def test_a_container_changes_nothing_but_its_name(tmp_path: Path, container: str) -> None:
+    raw = disks.whole_disk(tmp_path)
+    path = tmp_path / f"guest.{container}"
+    run("qemu-img", "convert", "-f", "raw", "-O", container, raw, path)
+    expected, found = surveyed(raw), surveyed(path)
+    assert found.container == container
+    assert found.volumes == expected.volumes
+    assert found.name == expected.name
+    assert found.symlinks == expected.symlinks
+    for column in ("free", "volume", "inode", "stream", "disk_offset", "length", "name_stream"):
+        assert np.array_equal(getattr(found, column), getattr(expected, column)), column
+
+
+def test_an_overlay_on_a_backing_file_is_surveyed(tmp_path: Path) -> None:
+    raw = disks.whole_disk(tmp_path)
+    overlay = tmp_path / "overlay.qcow2"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", overlay)
+    with open_disk(overlay, backing=raw) as disk:
+        found = survey(disk)
+    assert found.name == surveyed(raw).name
+
+
+def test_a_file_system_without_a_table_is_a_volume(tmp_path: Path) -> None:
+    path = tmp_path / "whole.raw"
+    path.write_bytes(disks.ext4(tmp_path))
+    found = surveyed(path)
+    assert found.table == "none"
+    (volume,) = found.volumes
+    assert (volume.number, volume.start, volume.end, volume.kind) == (0, 0, EXT.size, "ext4")
+    assert set(FILES) <= set(found.name)
+
+
+@pytest.mark.parametrize("size", [0, 512, 1000, 4096, MIB])
+def test_a_disk_of_zeros_is_surveyed(tmp_path: Path, size: int) -> None:
+    found = surveyed(disks.empty(tmp_path / "zeros.raw", size))
+    assert found.table == "none"
+    assert [one.kind for one in found.volumes] == (["raw"] if size else [])
+
+
+def test_noise_is_raw_and_said_to_travel(tmp_path: Path) -> None:
+    path = tmp_path / "noise.raw"
+    path.write_bytes(bytes([3]) * (3 * MIB))
+    found = surveyed(path)
+    assert found.warnings == (
+        "the disk: no known file system; it cannot be stubbed: up to 3.1 MB travel",
+    )
+
+
+def made_by(*command: str) -> object:
+    def make(folder: Path) -> bytes:
+        return disks.make_volume(folder, "made.img", RAW.size, *command)
+
+    return make
+
+
+def formatted_larger(size: int, *command: str) -> object:
+    """Some file systems are larger than a partition; their first megabytes do to recognise them."""
+
+    def make(folder: Path) -> bytes:
+        path = disks.empty(folder / "made.img", size)
+        run(*command, path)
+        with path.open("rb") as file:
+            return file.read(RAW.size)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            made_by(
+                "cryptsetup",
+                "luksFormat",
+                "-q",
+                "--type=luks1",
+                "--iter-time=1",
+                "--key-file=/etc/hostname",
+            ),
+            "LUKS1: encrypted",
+        ),
+        (
+            made_by(
+                "cryptsetup",
+                "luksFormat",
+                "-q",
+                "--type=luks2",
+                "--pbkdf=pbkdf2",
+                "--iter-time=1",
+                "--key-file=/etc/hostname",
+            ),
+            "LUKS2: encrypted",
+        ),
+        (made_by("mkfs.ntfs", "-q", "-F", "-f"), "NTFS"),
+        (formatted_larger(320 * MIB, "mkfs.xfs", "-q", "-f"), "XFS"),
+        (formatted_larger(128 * MIB, "mkfs.btrfs", "-q", "-f"), "btrfs"),
+        (made_by("mksquashfs", "/usr/share/doc/bash", "-noappend", "-quiet"), "squashfs"),
+    ],
+)
+def test_what_other_tools_make_is_recognised(tmp_path: Path, make: object, words: str) -> None:
+    assert callable(make)
+    try:
+        raw = make(tmp_path)
+    except (FileNotFoundError, AssertionError) as error:
+        pytest.skip(f"the tool is missing or refuses: {error}")
+    found = surveyed(disks.whole_disk(tmp_path, raw))
+    assert found.volumes[3].kind == "raw"
+    assert found.volumes[3].note.startswith(words)
+    (warning,) = found.warnings
+    assert warning.startswith(f"partition 4: {words}")
+    assert "it cannot be stubbed: up to" in warning
+
+
+@pytest.mark.parametrize("magic", MAGICS, ids=lambda one: f"{one.name}@{one.offset}")
+def test_every_magic_is_recognised(magic: Magic) -> None:
+    guess = recognise(Memory(bytes(magic.offset) + magic.magic + bytes(4096)), "")
+    assert guess is not None
+    assert guess.name == magic.name
+    assert ("encrypted" in guess.note) == magic.encrypted
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 4096, 65536, 131072, MIB])
+def test_zeros_of_any_size_are_not_recognised(size: int) -> None:
+    assert recognise(Memory(bytes(size)), "") is None
+
+
+def test_raid_and_zfs_are_recognised() -> None:
+    size = 3 * MIB + 5 * 512
+    for offset, sign, name in (
+        ((size // 512 - 16 & ~7) * 512, MD, "Linux RAID member"),
+        ((size & ~0xFFFF) - 0x10000, MD, "Linux RAID member"),
+        ((128 + 5) * 1024, (0x00BAB10C).to_bytes(8, "little"), "ZFS"),
+    ):
+        data = bytearray(size)
+        data[offset : offset + len(sign)] = sign
+        guess = recognise(Memory(bytes(data)), "")
+        assert guess is not None
+        assert guess.name == name
+
+
+@pytest.mark.parametrize(
+    ("offset", "sign", "name"),
+    [
+        (0, b"LUKS\xba\xbe\0\1", "LUKS"),
+        ((EXT.size // 512 - 16 & ~7) * 512, MD, "Linux RAID member"),
+        (4086, b"SWAPSPACE2", "swap"),
+    ],
+)
+def test_a_file_system_with_another_sign_is_not_trusted(
+    tmp_path: Path, offset: int, sign: bytes, name: str
+) -> None:
+    path = disks.whole_disk(tmp_path)
+    disks.write_at(path, EXT.start + offset, sign)
+    volume = surveyed(path).volumes[0]
+    assert volume.kind == "raw"
+    assert volume.note.startswith("signs of ext and ")
+    assert name in volume.note
+
+
+def test_a_boot_partition_is_carried_without_a_warning(tmp_path: Path) -> None:
+    path = disks.empty(tmp_path / "guest.raw", 8 * MIB)
+    bios_boot = "21686148-6449-6E6F-744E-656564454649"
+    disks.table(path, (Part(MIB, MIB, bios_boot), Part(2 * MIB, MIB, "L")))
+    disks.write_at(path, MIB, b"\xeb\x63GRUB core")
+    found = surveyed(path)
+    assert found.volumes[0].note == "BIOS boot partition: carried as it is"
+    assert found.volumes[1].note == "empty: reads as zeros"
+    assert found.warnings == ()
+
+
+def test_a_dirty_file_system_gives_no_free_ranges(tmp_path: Path) -> None:
+    path = disks.whole_disk(tmp_path)
+    volume = tmp_path / "volume"
+    volume.write_bytes(disks.ext4(tmp_path))
+    run("debugfs", "-w", "-R", "ssv state 2", volume)
+    disks.write_at(path, EXT.start, volume.read_bytes())
+    found = surveyed(path)
+    assert found.volumes[0].state == "dirty"
+    assert total(intersect(found.free, np.array([[EXT.start, EXT.start + EXT.size]]))) == 0
+
+
+def test_a_damaged_file_system_is_raw_and_the_others_are_not(tmp_path: Path) -> None:
+    path = disks.whole_disk(tmp_path)
+    disks.write_at(path, EXT.start + 1024 + 24, b"\xff\xff\xff\xff")  # s_log_block_size
+    found = surveyed(path)
+    assert [one.kind for one in found.volumes] == ["raw", "vfat", "swap", "raw"]
+    assert found.warnings[0].startswith("partition 1: ")
+    assert "it cannot be stubbed: up to" in found.warnings[0]
+
+
+def test_a_volume_whose_reader_hits_a_limit_is_raw(tmp_path: Path) -> None:
+    path = disks.whole_disk(tmp_path)
+    with open_disk(path) as disk:
+        found = survey(disk, limits=Limits(memory_bytes=150 << 20))
+    assert found.volumes[1].kind == "vfat"
+    # whatever the small limit does to the ext reader, it is no error and never half an answer
+    assert found.volumes[0].kind in {"raw", "ext4"}
+
+
+def test_a_contradicting_table_is_an_error(tmp_path: Path) -> None:
+    path = disks.empty(tmp_path / "guest.raw", 8 * MIB)
+    disks.table(path, (Part(MIB, MIB, "83"), Part(2 * MIB, MIB, "83")), kind="dos")
+    disks.write_at(path, 0x1BE + 8, (4095).to_bytes(4, "little"))  # now they overlap
+    with pytest.raises(InputError, match="the partition table of .* cannot be read: "):
+        surveyed(path)
+
+
+def test_a_reader_that_dies_leaves_its_volume_raw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real supervision, with a worker whose ext reader crashes and whose others work."""
+    from packer.survey import child
+
+    monkeypatch.setitem(child.run.__kwdefaults__, "module", "tests.survey.crashing_worker")
+    found = surveyed(disks.whole_disk(tmp_path))
+    assert [one.kind for one in found.volumes] == ["raw", "vfat", "swap", "raw"]
+    assert found.warnings[0].startswith(
+        "partition 1: the ext reader stopped (signal 11, SIGSEGV) while reading volume 1 of "
+        "guest.raw; it cannot be stubbed: up to"
+    )
+
+
+def test_every_reader_has_a_name_of_its_own() -> None:
+    names = [one.name for one in worker.READERS]
+    assert len(set(names)) == len(names)
+
+
+def test_a_survey_of_a_small_disk_costs_little(tmp_path: Path) -> None:
+    """One child for the table, one for each file system."""
+    path = tmp_path / "whole.raw"
+    path.write_bytes(disks.ext4(tmp_path))
+    surveyed(path)
+    begin = time.monotonic()
+    with open_disk(path) as disk:
+        survey(disk)
+    assert time.monotonic() - begin < 2  # two children
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("name", ["debian-bios", "debian-uefi"])
+def test_a_real_guest_is_surveyed(name: str) -> None:
+    path = Path(__file__).parents[2] / "build" / "guests" / f"{name}.raw"
+    if not path.exists():
+        pytest.skip("this guest has not been built")
+    found = surveyed(path)
+    assert "ext4" in {one.kind for one in found.volumes}
+    assert all(one.state == "clean" for one in found.volumes)
+    assert found.warnings == ()
+    assert "/etc/os-release" in found.name or any(
+        link == "/etc/os-release" for _, link, _ in found.symlinks
+    )
