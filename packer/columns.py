@@ -8,11 +8,16 @@ and a million rows stay two objects instead of a million.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from packer.errors import InputError
+
+MAX_ROWS = 1 << 25
+"""Many times the ranges of a large disk; a column of zeros has no bytes that would bound it."""
 
 Column = NDArray[np.int64]
 
@@ -23,6 +28,17 @@ class PackedColumn(msgspec.Struct, frozen=True, array_like=True):
     width: int
     rows: int
     planes: bytes
+
+
+_Table = TypeVar("_Table")
+
+
+def decode_table(decoder: msgspec.msgpack.Decoder[_Table], data: bytes, what: str) -> _Table:
+    """Return the table of columns that `data` encodes. Raises InputError when it is none."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{what}: not the MessagePack it should be ({error})") from error
 
 
 def encode_column(values: NDArray[np.integer]) -> PackedColumn:
@@ -47,6 +63,8 @@ def decode_column(packed: PackedColumn, what: str, rows: int | None = None) -> C
         raise InputError(f"{what}: expected {rows} rows, found {packed.rows}")
     if not 0 <= packed.width <= 8 or packed.rows < 0:
         raise InputError(f"{what}: {packed.width} bytes a value is not between 0 and 8")
+    if packed.rows > MAX_ROWS:
+        raise InputError(f"{what}: expected at most {MAX_ROWS} rows, found {packed.rows}")
     if len(packed.planes) != packed.width * packed.rows:
         raise InputError(
             f"{what}: expected {packed.width * packed.rows} bytes, found {len(packed.planes)}"

@@ -99,14 +99,14 @@ def list_streams(source: Source, layout: Layout, found: Walk) -> Listing:
             unread.append(f"{int(fresh.sum())} files {reason}: {_first_name(found, fresh)}")
         drop[rows] = True
 
-    record = _inode_records(source, layout, inode)
+    record = _inode_records(source, layout, inode, ["mode", "size_lo", "flags", "size_hi"])
     odd = np.zeros(len(inode), dtype=bool)
     odd[extents.stream[_misplaced(extents, superblock.block_size)]] = True
     record_size = record["size_lo"] | record["size_hi"].astype(np.int64) << 32
     odd |= (record["mode"] >> 12 != _REGULAR) | (record_size != size)
     reject(odd, "have extents or sizes that cannot be")
     drop |= (record["flags"] & _NOT_PLAIN) != 0
-    doubted = _doubted(source, layout, extents.where(~drop[extents.stream]), record)
+    doubted = _doubted(source, layout, extents.where(~drop[extents.stream]), inode)
     reject(doubted, "have unwritten extents that two readers see differently")
     outside = extents.disk_offset + extents.length > superblock.size
     reject(_rows(len(inode), extents, outside), "have extents outside the volume")
@@ -126,8 +126,9 @@ def list_streams(source: Source, layout: Layout, found: Walk) -> Listing:
         extents.length,
         extents.kind,
     )
-    rows, dropped = row.tolist(), drop.tolist()
-    names = tuple((rows[old], path) for old, path in found.names if not dropped[old])
+    names = tuple(found.names)
+    if drop.any():
+        names = tuple((int(row[old]), path) for old, path in found.names if not drop[old])
     return Listing(streams, names, tuple(unread), used)
 
 
@@ -192,18 +193,19 @@ def _clashes(extents: _Extents) -> NDArray[np.bool_]:
 
 
 def _doubted(
-    source: Source, layout: Layout, extents: _Extents, record: NDArray[np.void]
+    source: Source, layout: Layout, extents: _Extents, inode: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Return the streams whose unwritten extents are not those of the second reader."""
-    doubted = np.zeros(len(record), dtype=bool)
+    doubted = np.zeros(len(inode), dtype=bool)
     chosen = extents.where(extents.kind == UNWRITTEN)
     streams, firsts = np.unique(chosen.stream, return_index=True)
     if len(streams) == 0:
         return doubted
-    for stream, ranges in zip(streams.tolist(), np.split(chosen.on_disk, firsts[1:]), strict=True):
+    roots = _inode_records(source, layout, inode[streams], ["block"])["block"]
+    per_stream = zip(streams.tolist(), roots, np.split(chosen.on_disk, firsts[1:]), strict=True)
+    for stream, root, ranges in per_stream:
         try:
-            root = record["block"][stream].tobytes()
-            second = ext_extents.unwritten(source, layout.superblock, root)
+            second = ext_extents.unwritten(source, layout.superblock, root.tobytes())
         except FormatError:
             doubted[stream] = True
             continue
@@ -231,10 +233,12 @@ def _clip_to_size(extents: _Extents, size: NDArray[np.int64], block_size: int) -
     return clipped.where(length > 0)
 
 
-def _inode_records(source: Source, layout: Layout, inodes: NDArray[np.int64]) -> NDArray[np.void]:
-    """Return mode, size and flags of the inodes, read group by group; impossible ones are zero."""
+def _inode_records(
+    source: Source, layout: Layout, inodes: NDArray[np.int64], names: list[str]
+) -> NDArray[np.void]:
+    """Return the named fields of the inodes, a piece of a table at a time; impossible ones zero."""
     superblock = layout.superblock
-    record = np.zeros(len(inodes), dtype=_INODE)
+    record = np.zeros(len(inodes), dtype=[(name, _INODE[name]) for name in names])
     legal = np.flatnonzero((inodes > 0) & (inodes <= superblock.inodes_count))
     number = inodes[legal] - 1
     size = superblock.inode_size
@@ -247,11 +251,11 @@ def _inode_records(source: Source, layout: Layout, inodes: NDArray[np.int64]) ->
         if len(rows) == 0:
             continue
         start = int(place[rows[0]])
-        data = source.pread(start, int(place[rows[-1]]) + _INODE.itemsize - start)
-        view = np.frombuffer(data, dtype=np.uint8)
-        at = place[rows] - start
-        gathered = view[at[:, None] + np.arange(_INODE.itemsize)]
-        record[legal[rows]] = gathered.reshape(-1).view(_INODE)
+        data = source.pread(start, int(place[rows[-1]]) + size - start)
+        table = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)[:, : _INODE.itemsize]
+        chosen = np.ascontiguousarray(table[(place[rows] - start) // size]).view(_INODE)[:, 0]
+        for name in names:
+            record[name][legal[rows]] = chosen[name]
     return record
 
 

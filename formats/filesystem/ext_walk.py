@@ -13,6 +13,7 @@ from formats.source import Source
 
 _REGULAR, _DIRECTORY, _SYMLINK = 0o10, 0o4, 0o12  # i_mode >> 12
 _MAX_PATH_BYTES = 4096  # PATH_MAX: no program reaches a longer path by its name
+_MAX_NAME_BYTES = 255  # EXT4_NAME_LEN
 _MAX_RAW_DIRECTORY_BYTES = 64 << 20
 _HOLE_OR_UNWRITTEN = 1
 """The extent flag of libfsext (LIBFSEXT_EXTENT_FLAG_IS_SPARSE); with a place: unwritten."""
@@ -112,7 +113,8 @@ def _children(
 ) -> Iterator[tuple[Any, str]]:
     """Yield the entries of a directory with their names; bytes that are no UTF-8 as surrogates.
 
-    libfsext refuses names that are no UTF-8, so these are taken from the directory's blocks.
+    libfsext refuses names that are no UTF-8 and gives None for one of 255 bytes, so these are
+    taken from the directory's blocks.
     """
     try:
         count = directory.number_of_sub_file_entries
@@ -142,7 +144,7 @@ def _children(
 
 
 def _raw_names(source: Source, superblock: Superblock, directory: Any) -> dict[int, list[str]]:
-    """Return inode -> the names in a directory's blocks that are no UTF-8.
+    """Return inode -> the names in a directory's blocks that libfsext cannot give.
 
     Source: Documentation/filesystems/ext4/directory.rst. A hash tree's inner blocks look like
     empty entries, so reading straight through finds every name.
@@ -164,7 +166,7 @@ def _raw_names(source: Source, superblock: Superblock, directory: Any) -> dict[i
 
 
 def _raw_block(superblock: Superblock, block: bytes, names: dict[int, list[str]]) -> None:
-    """Add the names of one directory block that are no UTF-8."""
+    """Add the names of one directory block that libfsext cannot give."""
     typed = superblock.incompat & INCOMPAT_FILETYPE
     position = 0
     while position + 8 <= len(block):
@@ -173,12 +175,17 @@ def _raw_block(superblock: Superblock, block: bytes, names: dict[int, list[str]]
         if len(block) > 0xFFFF:  # fs/ext4/ext4.h, ext4_rec_len_from_disk
             step = len(block) if step in (0, 0xFFFF) else (step & 0xFFFC) | (step & 3) << 16
         name = block[position + 8 : position + 8 + (length & 0xFF if typed else length)]
-        if inode and b"/" not in name and b"\0" not in name:
-            try:
-                name.decode("utf-8")
-            except UnicodeDecodeError:
-                text = name.decode("utf-8", "surrogateescape")
-                names.setdefault(inode, []).append(text)
+        legal = inode and b"/" not in name and b"\0" not in name
+        if legal and (len(name) == _MAX_NAME_BYTES or not _is_utf8(name)):
+            names.setdefault(inode, []).append(name.decode("utf-8", "surrogateescape"))
         if step < 8:
             return
         position += step
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -94,7 +94,7 @@ class _Front:
         if hasattr(package, "pread"):
             self._package = FileObject(cast(Source, package))
         else:
-            self._package = cast(BinaryIO, package)
+            self._package = package
         self.offset = 0
 
     def read(self, size: int) -> bytes:
@@ -264,7 +264,7 @@ def _unpacked(part: _Part, suffix: str, max_bytes: int) -> _Unpacked:
 
 
 class _TarInfo(tarfile.TarInfo):
-    """A tar header that is bounded before it is believed, and whose damage is not taken for the end.
+    """A tar header that is bounded before it is believed, and whose damage is not its end.
 
     `TarFile.next` ends an archive silently at a header that is broken or cut off.
     """

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.columns import PackedColumn, decode_column, encode_column
+from packer.columns import PackedColumn, decode_column, decode_table, encode_column
 from packer.errors import InputError
 
 SCHEMA = 1
@@ -103,10 +103,7 @@ def decode_hints(data: bytes, contents: int) -> Hints:
 
     Raises InputError naming the column that breaks a rule.
     """
-    try:
-        wire = _decoder.decode(data)
-    except msgspec.MsgspecError as error:
-        raise InputError(f"hints: not the MessagePack they should be ({error})") from error
+    wire = decode_table(_decoder, data, "hints")
     if wire.schema != SCHEMA:
         raise InputError(f"hints: expected schema {SCHEMA}, found {wire.schema}")
     step = decode_column(wire.content_step, "hints: content_step")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packer.artifact.contents import BLOCK_BYTES, Contents
-from packer.columns import PackedColumn, decode_column, encode_column
+from packer.columns import PackedColumn, decode_column, decode_table, encode_column
 from packer.errors import InputError
 
 SCHEMA = 1
@@ -108,10 +108,7 @@ def decode_index(data: bytes, contents: Contents) -> Index:
 
     Raises InputError naming the column that breaks a rule.
     """
-    try:
-        wire = _decoder.decode(data)
-    except msgspec.MsgspecError as error:
-        raise InputError(f"frame index: not the MessagePack it should be ({error})") from error
+    wire = decode_table(_decoder, data, "frame index")
     if wire.schema != SCHEMA:
         raise InputError(f"frame index: expected schema {SCHEMA}, found {wire.schema}")
     bundle = decode_column(wire.bundle, "frame index: bundle")

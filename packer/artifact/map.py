@@ -21,7 +21,7 @@ from packer.artifact.contents import (
     block_starts,
     digest_keys,
 )
-from packer.columns import PackedColumn, decode_column, encode_column
+from packer.columns import PackedColumn, decode_column, decode_table, encode_column
 from packer.errors import InputError
 
 SCHEMA = 1
@@ -114,10 +114,7 @@ def decode_map(data: bytes) -> Map:
 
     Raises InputError naming the column and the row that breaks a rule.
     """
-    try:
-        wire = _decoder.decode(data)
-    except msgspec.MsgspecError as error:
-        raise InputError(f"map: not the MessagePack it should be ({error})") from error
+    wire = decode_table(_decoder, data, "map")
     if wire.schema != SCHEMA:
         raise InputError(
             f"map: expected schema {SCHEMA}, found {wire.schema}",

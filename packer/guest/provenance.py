@@ -28,6 +28,10 @@ MAX_RECORD_BYTES = 16 << 20  # the longest md5sums of Debian, of kernel headers,
 MAX_RECORDS_BYTES = 256 << 20  # all of them together; 3,000 packages take 30 MB
 
 
+# Debian Policy 5.6.1, 5.6.12 and 5.6.8.
+_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
+_VERSION = re.compile(r"[0-9A-Za-z.+:~-]{1,255}")
+_ARCHITECTURE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _MD5 = re.compile("[0-9a-fA-F]{32}")  # a conffile that dpkg has not looked at yet has a word
 
 
@@ -77,7 +81,23 @@ def _installed(tree: Tree) -> list[dpkg.Package]:
     except FormatError as error:
         tree.warnings.append(f"{STATUS} cannot be used ({error}): every file counts as private")
         return []
-    return [package for package in packages if package.installed]
+    installed = [package for package in packages if package.installed]
+    legal = [package for package in installed if _is_legal(package)]
+    if len(legal) < len(installed):
+        tree.warnings.append(
+            f"{len(installed) - len(legal)} packages in {STATUS} are not used: their names,"
+            " versions or architectures are none that a distribution has"
+        )
+    return legal
+
+
+def _is_legal(package: dpkg.Package) -> bool:
+    """Return whether a mirror could be asked for the package; these words end up in requests."""
+    return (
+        _NAME.fullmatch(package.name) is not None
+        and _VERSION.fullmatch(package.version) is not None
+        and _ARCHITECTURE.fullmatch(package.architecture) is not None
+    )
 
 
 def _diversions(tree: Tree) -> tuple[dpkg.Diversion, ...]:

@@ -206,7 +206,7 @@ class AptSource:
         downloads: dict[Path, Download] = {}
         for parcel in missing:
             order = [parcel.base_uri, *(one for one in bases if one != parcel.base_uri)]
-            base = [one for one in order if one][turn : turn + 1]
+            base = [one for one in order if one in bases][turn : turn + 1]
             uri = package_uri(base[0], parcel.package.filename) if base else None
             if uri is not None:
                 downloads[parcel.path] = Download(

@@ -29,6 +29,7 @@ MAX_PACKAGE_BYTES = 8 << 30
 MAX_INDEX_BYTES = 1 << 30
 """Of one decompressed Packages file; Debian's main has 50 MB."""
 
+MAX_MIRROR_LIST_BYTES = 1 << 20
 ASK_SECONDS = 60.0
 UPDATE_SECONDS = 600.0
 POLL_SECONDS = 0.1
@@ -72,7 +73,26 @@ class Apt:
         printed = self._ask([self.get, "-o", "Debug::NoLocking=1", "update", "--print-uris"])
         found = [_base_of(uri) for uri in _PRINTED.findall(printed)]
         listed = [one.base_uri for one in self.index_files()]
-        return list(dict.fromkeys(uri for uri in [*listed, *found] if uri))
+        every = dict.fromkeys(uri for uri in [*listed, *found] if uri)
+        return list(dict.fromkeys(uri for base in every for uri in self._mirrors(base)))
+
+    def _mirrors(self, base_uri: str) -> list[str]:
+        """Return what a mirror: address stands for (apt-transport-mirror(1)), others as they are.
+
+        apt's own mirror method serves only files that apt knows from its lists.
+        """
+        scheme, _, rest = base_uri.partition(":")
+        if scheme != "mirror" and not scheme.startswith("mirror+"):
+            return [base_uri]
+        uri = (scheme.removeprefix("mirror").removeprefix("+") or "http") + ":" + rest.rstrip("/")
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "mirrors"
+            if self.download([Download(uri, target, "", 0)], threading.Event()):
+                return []
+            with target.open("rb") as file:
+                lines = file.read(MAX_MIRROR_LIST_BYTES).decode("utf-8", "replace").splitlines()
+        words = [line.partition("#")[0].split() for line in lines]
+        return [word[0].rstrip("/") + "/" for word in words if word]
 
     def index_files(self, options: Sequence[str] = ()) -> list[IndexFile]:
         """Return the Packages files that apt has; none before the first `apt-get update`."""

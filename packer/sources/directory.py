@@ -11,8 +11,8 @@ folder by folder from ROOT without following any link.
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import logging
 import os
 import stat
 import threading
@@ -55,6 +55,7 @@ _FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LIST_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_log = logging.getLogger(__name__)
 _OTHERS_LIST = stat.S_IROTH | stat.S_IXOTH
 
 
@@ -624,11 +625,16 @@ def package_owned_roots() -> tuple[tuple[Path, tuple[str, ...]], ...]:
 
 
 def default_sources(memory: Memory | None) -> list[DirectorySource]:
-    """Return sources of the host's package-owned trees; one that cannot be used is left out."""
+    """Return sources of the host's package-owned trees.
+
+    One that cannot be used (a /usr on a network file system) is left out with a line in the log.
+    """
     sources: list[DirectorySource] = []
     for root, excluded in package_owned_roots():
-        with contextlib.suppress(SourceError):
+        try:
             sources.append(DirectorySource(root, memory, explicit=False, excluded=excluded))
+        except SourceError as error:
+            _log.warning("%s", error)
     return sources
 
 

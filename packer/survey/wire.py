@@ -25,6 +25,9 @@ from packer.transport.nbd import NbdSource
 MAX_BYTES = 1 << 60
 """Above any offset or size on the wire, and the sum of two of them is still an int64."""
 
+MAX_ROWS = 1 << 24
+"""More files or extents than a child can list within its memory; bounds columns of zeros."""
+
 MAX_TEXT_CHARACTERS = 4096
 MAX_TEXTS = 4096
 MAX_PARTITIONS = 4096
@@ -193,7 +196,7 @@ def decode_reply(data: bytes | bytearray, kind: type[_Expected]) -> _Expected | 
     """
     try:
         reply = _REPLIES.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedError(f"not a reply: {error}") from error
     if not isinstance(reply, (kind, Failure)):
         raise MalformedError(f"expected a {kind.__name__}, found a {type(reply).__name__}")
@@ -210,6 +213,8 @@ def unpack_column(packed: PackedColumn, what: str, rows: int | None = None) -> C
 
     Raises MalformedError.
     """
+    if packed.rows > MAX_ROWS:
+        raise MalformedError(f"{what}: {packed.rows} rows")
     try:
         column = decode_column(packed, what, rows)
     except InputError as error:

@@ -76,17 +76,19 @@ class Body:
         """Yield the body in pieces as they arrive; a cut or a stall raises Transient."""
         if self.response.status_code == 416:
             return  # nothing is left of the file; this body is a message
-        started, received = time.monotonic(), 0
+        waited_seconds, received = 0.0, 0
         while True:
+            started = time.monotonic()
             data = self._read(CHUNK_BYTES)
+            waited_seconds += time.monotonic() - started  # not the time that the taker needs
             if not data:
                 return
             yield data
             received += len(data)
-            if time.monotonic() - started > SLOW_WINDOW_SECONDS:
+            if waited_seconds > SLOW_WINDOW_SECONDS:
                 if received < SLOW_WINDOW_BYTES:
-                    raise Transient(f"only {received} bytes in {SLOW_WINDOW_SECONDS:.0f} s")
-                started, received = time.monotonic(), 0
+                    raise Transient(f"only {received} bytes in {waited_seconds:.0f} s")
+                waited_seconds, received = 0.0, 0
 
     def check_finished(self) -> None:
         """Raise TransportError when more follows than the headers announced."""

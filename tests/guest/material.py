@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from formats.filesystem.model import DATA
 from formats.ranges import empty_ranges
-from formats.source import Source
+from formats.source import Memory, Source
 from packer.guest.tree import Tree
 from packer.survey.disk import open_disk
 from packer.survey.model import Survey, Volume
@@ -184,3 +185,28 @@ def survey_of_volumes(
 def survey_of_names(names: Sequence[str], links: Mapping[str, str]) -> Survey:
     """A survey of one volume that holds these names and links."""
     return survey_of_volumes([volume(1)], names=names, links=links)
+
+
+def guest_in_memory(
+    files: Mapping[str, bytes], links: Mapping[str, str] | None = None
+) -> tuple[Survey, Source]:
+    """A survey of one volume with these files and links, and the disk it speaks of."""
+    survey = survey_of_volumes([volume(1)], names=list(files), links=links)
+    sizes = np.array([len(data) for data in files.values()], dtype=np.int64)
+    lengths = -(-sizes // 4096) * 4096
+    starts = MIB + np.cumsum(lengths) - lengths
+    some = sizes > 0
+    disk = bytearray(int(MIB + lengths.sum()))
+    for start, data in zip(starts.tolist(), files.values(), strict=True):
+        disk[start : start + len(data)] = data
+    survey = replace(
+        survey,
+        size=len(disk),
+        file_size=sizes,
+        stream=np.flatnonzero(some),
+        file_offset=np.zeros(int(some.sum()), dtype=np.int64),
+        disk_offset=starts[some],
+        length=lengths[some],
+        kind=np.full(int(some.sum()), DATA, dtype=np.uint8),
+    )
+    return survey, Memory(bytes(disk))

@@ -7,6 +7,7 @@ import logging
 import random
 import shutil
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,7 +262,7 @@ def test_a_cut_download_is_taken_up_again(
         guest = Guest()
         guest.file("/usr/lib/library", LIBRARY, guest.package(mirror.packages[1]))
         check_all(AptSource(tmp_path / "packages"), guest, [0], deep=False)
-        assert len(server.asked) >= 2
+        assert server.asked[1][1]["Range"] == "bytes=1000000-"
 
 
 def test_a_repository_in_a_folder_works_too(
@@ -269,6 +270,44 @@ def test_a_repository_in_a_folder_works_too(
 ) -> None:
     apt_uses(f"file:{mirror.root}")
     check_all(AptSource(tmp_path / "packages"), demo_guest(mirror), [0, 1], deep=False)
+
+
+def test_a_list_of_mirrors_works_too(tmp_path: Path, mirror: Mirror, apt_uses: Configure) -> None:
+    with nginx(mirror.root, tmp_path / "nginx") as url:
+        mirrors = tmp_path / "mirrors.txt"
+        mirrors.write_text(f"# ours\nhttp://127.0.0.1:9/\tpriority:2\n{url}\n")
+        apt_uses(f"mirror+file:{mirrors}")
+        check_all(AptSource(tmp_path / "packages"), demo_guest(mirror), [0, 1], deep=False)
+
+
+def test_closing_ends_a_download_that_hangs(
+    tmp_path: Path, mirror: Mirror, apt_uses: Configure
+) -> None:
+    asked, stop = threading.Event(), threading.Event()
+
+    def hangs(answer: Answer, _: int) -> None:
+        answer.give(200, {"Content-Length": str(mirror.packages[0].size_bytes)}, b"!<arch>")
+        answer.wfile.flush()
+        asked.set()
+        stop.wait(20)
+
+    with serving(hangs) as server:
+        apt_uses(server.url)
+        source = AptSource(tmp_path / "packages")
+        offers = source.find(demo_guest(mirror).wanted(), deep=False)
+
+        def close() -> None:
+            asked.wait(20)
+            source.close()
+
+        closer = threading.Thread(target=close)
+        closer.start()
+        started = time.monotonic()
+        with pytest.raises(SourceError):
+            list(source.fetch(offers.rows))
+        assert time.monotonic() - started < 4  # apt's own timeout is 5 seconds and four attempts
+        closer.join()
+        stop.set()
 
 
 def test_names_that_lead_out_of_the_mirror_are_refused(

@@ -24,7 +24,8 @@ BLOCK = 1 << 20
 
 def needs_root(test: Callable[..., None]) -> Callable[..., None]:
     skip = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other users need root")
-    return pytest.mark.root(skip(test))
+    marked: Callable[..., None] = pytest.mark.root(skip(test))
+    return marked
 
 
 def as_contents(blobs: list[bytes]) -> Contents:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packer.transport import response
 from packer.transport.http import Client, NotFoundError, TransportError
 from packer.transport.ranges import GAP_BYTES, SPAN_BYTES, cut_ranges, join_ranges
 from tests.transport.servers import Answer, content_range, nginx, serving
@@ -230,6 +231,27 @@ class TestServersThatFail:
             assert time.monotonic() - started < 3
             stop.set()
 
+    def test_a_server_that_drips_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(response, "SLOW_WINDOW_SECONDS", 0.3)
+        stop = threading.Event()
+
+        def drips(answer: Answer, _: int) -> None:
+            answer.give(206, content_range(0, 1000, len(DATA)), b"")
+            for byte in DATA[:1000]:
+                answer.wfile.write(bytes([byte]))
+                if stop.wait(0.05):
+                    return
+
+        with (
+            serving(drips) as server,
+            Client(attempts=2, back_off_seconds=0.01, timeout_seconds=(1, 1)) as client,
+        ):
+            started = time.monotonic()
+            with pytest.raises(TransportError, match="only"):
+                client.get_range(server.url, 0, 1000)
+            assert time.monotonic() - started < 5
+            stop.set()
+
     def test_a_file_that_changes_is_not_glued_together(self, client: Client) -> None:
         def changes(answer: Answer, number: int) -> None:
             start, end = answer.wanted(len(DATA)) or (0, 0)
@@ -371,6 +393,15 @@ class TestServersThatLie:
                 assert client.get_bytes(server.url, 2) == b"ok"
             assert all("Cookie" not in headers for _, headers in server.asked)
             assert all(headers["Accept-Encoding"] == "identity" for _, headers in server.asked)
+
+
+def test_a_proxy_of_the_environment_is_used(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(lambda answer, _: answer.give_range(DATA)) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert client.get_range("http://nowhere.invalid/file", 3, 4) == DATA[3:7]
+        assert proxy.asked[0][0] == "http://nowhere.invalid/file"
 
 
 def test_ctrl_c_ends_the_program_although_servers_hang(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def _special_files(root: Path, dice: random.Random) -> None:
     (root / "short link").symlink_to("sparse")
     (root / "long link").symlink_to("x" * 200)
     Path(os.fsdecode(bytes(root) + b"/bytes \xff\xfe")).write_bytes(b"no UTF-8" * 600)
+    (root / ("n" * 255)).write_bytes(b"longest name" * 600)
     (root / "ünïcode").write_bytes(b"UTF-8" * 900)
     os.setxattr(root / "ünïcode", "user.small", b"1")
     os.setxattr(root / "ünïcode", "user.large", dice.randbytes(700))

@@ -18,7 +18,7 @@ import pytest
 
 from formats.errors import Corrupt, FormatError, Truncated, Unsupported
 from formats.filesystem import ext
-from formats.filesystem.ext_checksum import crc16, crc32c_of
+from formats.filesystem.ext_checksum import crc16, crc32c, crc32c_of
 from formats.filesystem.ext_space import clear_runs
 from formats.filesystem.model import DATA, UNWRITTEN, FileSystem
 from formats.ranges import complement, intersect, total
@@ -227,6 +227,7 @@ def test_names_links_and_symlinks_are_all_there(aged: Aged) -> None:
     assert rows["/sparse"] != rows["/folder0/sparse"]
     assert "/bytes \udcff\udcfe" in names
     assert "/ünïcode" in names
+    assert "/" + "n" * 255 in names
     assert ("/short link", "sparse") in found.symlinks
     assert ("/long link", "x" * 200) in found.symlinks
     assert found.streams.size[rows["/beyond 4 GiB"]] == (4 << 30) + 12345 + 20000
@@ -438,6 +439,13 @@ def test_checksums_have_their_published_check_values() -> None:
     assert crc32c_of(0xFFFFFFFF, b"123456789") ^ 0xFFFFFFFF == 0xE3069283
     row = np.frombuffer(b"123456789", dtype=np.uint8).reshape(1, -1)
     assert int(crc16(np.array([0], dtype=np.uint32), row)[0]) == 0xBB3D
+
+
+def test_the_checksum_of_long_rows_is_that_of_their_pieces() -> None:
+    rows = np.random.default_rng(1).integers(0, 256, (5, 4096), dtype=np.uint8)
+    start = np.arange(5, dtype=np.uint32)
+    halfway = crc32c(start, rows[:, :63])
+    assert (crc32c(start, rows) == crc32c(halfway, rows[:, 63:])).all()
 
 
 def test_runs_of_clear_bits_are_those_of_a_plain_loop() -> None:
