@@ -252,8 +252,8 @@ def _inode_records(
             continue
         start = int(place[rows[0]])
         data = source.pread(start, int(place[rows[-1]]) + size - start)
-        table = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)[:, : _INODE.itemsize]
-        chosen = np.ascontiguousarray(table[(place[rows] - start) // size]).view(_INODE)[:, 0]
+        slots = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)[:, : _INODE.itemsize]
+        chosen = np.ascontiguousarray(slots[(place[rows] - start) // size]).view(_INODE)[:, 0]
         for name in names:
             record[name][legal[rows]] = chosen[name]
     return record

@@ -74,7 +74,7 @@ def named_files(tree: Tree, configs: list[Config]) -> Iterator[tuple[int, str]]:
         try:
             named = list(islice(_named(config.language, data), MAX_REFERENCES))
         except FormatError as error:
-            tree.warnings.append(f"{config.path} is not followed: {error}")
+            tree.warn(f"{config.path} is not followed: {error}")
             continue
         for one in named:
             for place in _places(tree, config, one.path):

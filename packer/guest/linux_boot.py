@@ -26,7 +26,10 @@ from packer.guest.mounts import is_esp
 from packer.guest.tree import Tree
 
 ESP = "ESP"
-BOOT_REASONS = (ESP, CONFIGURATION, LOADER, KERNEL, INITRAMFS, DEVICE_TREE)
+BOOT_PARTITION = "boot partition"
+BOOT_REASONS = (ESP, BOOT_PARTITION, CONFIGURATION, LOADER, KERNEL, INITRAMFS, DEVICE_TREE)
+
+_WITH_KERNEL = (ESP, BOOT_PARTITION, KERNEL)
 
 # What a kernel package and its initramfs are called when no configuration names them.
 _FALLBACK = (
@@ -65,7 +68,7 @@ def find_boot_set(tree: Tree) -> NDArray[np.int64]:
     A stream is one file with all its names: if any name is in the set, the stream is.
     """
     found = BootSet(len(tree.survey.inode))
-    _add_esps(tree, found)
+    _add_fat_volumes(tree, found)
     configs = find_configs(tree)
     found.add_all((config.stream for config in configs), CONFIGURATION)
     for stream, reason in named_files(tree, configs):
@@ -73,13 +76,23 @@ def find_boot_set(tree: Tree) -> NDArray[np.int64]:
     _add_boot_folder(tree, found)
     _add_links(tree, found)
     _add_syslinux_folders(tree, found)
+    if not np.isin(found.reason, [BOOT_REASONS.index(one) for one in _WITH_KERNEL]).any():
+        tree.warn(
+            "no kernel was found: a copy of this pack that carries only what is needed to boot"
+            " will not boot"
+        )
     return found.reason
 
 
-def _add_esps(tree: Tree, found: BootSet) -> None:
+def _add_fat_volumes(tree: Tree, found: BootSet) -> None:
+    """Add ESPs, and FAT volumes below /boot: firmware of small boards reads these by itself."""
     survey = tree.survey
-    esps = [row for row in range(len(survey.volumes)) if is_esp(survey, row)]
-    found.reason[np.isin(survey.volume, esps)] = BOOT_REASONS.index(ESP)
+    mounted = {mount.volume: mount.path for mount in tree.mounts}
+    for row, volume in enumerate(survey.volumes):
+        if is_esp(survey, row):
+            found.reason[survey.volume == row] = BOOT_REASONS.index(ESP)
+        elif volume.kind == "vfat" and (mounted.get(row, "") + "/").startswith("/boot/"):
+            found.reason[survey.volume == row] = BOOT_REASONS.index(BOOT_PARTITION)
 
 
 def _add_syslinux_folders(tree: Tree, found: BootSet) -> None:

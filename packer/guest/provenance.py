@@ -79,12 +79,12 @@ def _installed(tree: Tree) -> list[dpkg.Package]:
     try:
         packages = dpkg.parse_status(tree.read(STATUS, MAX_STATUS_BYTES))
     except FormatError as error:
-        tree.warnings.append(f"{STATUS} cannot be used ({error}): every file counts as private")
+        tree.warn(f"{STATUS} cannot be used ({error}): every file counts as private")
         return []
     installed = [package for package in packages if package.installed]
     legal = [package for package in installed if _is_legal(package)]
     if len(legal) < len(installed):
-        tree.warnings.append(
+        tree.warn(
             f"{len(installed) - len(legal)} packages in {STATUS} are not used: their names,"
             " versions or architectures are none that a distribution has"
         )
@@ -104,7 +104,7 @@ def _diversions(tree: Tree) -> tuple[dpkg.Diversion, ...]:
     try:
         return dpkg.parse_diversions(tree.read(DIVERSIONS, MAX_DIVERSIONS_BYTES))
     except FormatError as error:
-        tree.warnings.append(f"{DIVERSIONS} cannot be used ({error}): diverted files are not found")
+        tree.warn(f"{DIVERSIONS} cannot be used ({error}): diverted files are not found")
         return ()
 
 
@@ -157,7 +157,7 @@ class _Records:
     def warn(self) -> None:
         """Tell the author what could not be used."""
         if self._damaged:
-            self._tree.warnings.append(
+            self._tree.warn(
                 f"{len(self._damaged)} records of dpkg cannot be used; the files of their packages"
                 f" count as private ({self._damaged[0]})"
             )

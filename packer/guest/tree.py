@@ -29,6 +29,8 @@ MAX_PATH_CHARACTERS = 4096
 MAX_DEPTH = 200
 """Folders and links that one lookup may pass; a chain of links that is longer leads nowhere."""
 
+MAX_WARNINGS = 50
+
 MAX_REMEMBERED_CHARACTERS = 64 << 20
 """What all resolved folders together may be long; a guest of a million files needs a tenth."""
 
@@ -164,7 +166,7 @@ class Tree:
             return b""
         size = int(self.survey.file_size[stream])
         if size > max_bytes:
-            self.warnings.append(f"{path} is not read: {size} bytes, at most {max_bytes} expected")
+            self.warn(f"{path} is not read: {size} bytes, at most {max_bytes} expected")
             return b""
         return self.read_stream(stream, size, path)
 
@@ -176,18 +178,23 @@ class Tree:
         length = min(length, int(self.survey.file_size[stream]))
         runs = runs_of(self.survey, stream, length)
         if runs is None:
-            self.warnings.append(f"{what} is not read: its extents overlap")
+            self.warn(f"{what} is not read: its extents overlap")
             return b""
         try:
             return Runs(self.source, runs).pread(0, length)
         except FormatError as error:
-            self.warnings.append(f"{what} is not read: {error}")
+            self.warn(f"{what} is not read: {error}")
             return b""
+
+    def warn(self, warning: str) -> None:
+        """Tell the author something; what a hostile guest can repeat is cut after MAX_WARNINGS."""
+        if len(self.warnings) < MAX_WARNINGS:
+            self.warnings.append(warning)
 
     def _warn_of_other_roots(self, roots: list[int]) -> None:
         volumes = self.survey.volumes
         for row in roots[1:]:
-            self.warnings.append(
+            self.warn(
                 f"{volume_name(volumes[row])} holds another system, which is not looked into:"
                 f" only the one on {volume_name(volumes[roots[0]])} is"
             )

@@ -27,7 +27,9 @@ _CHUNK_BYTES = 1 << 16
 _STDERR_BYTES = 1 << 16
 _REASON_CHARACTERS = 300
 _TIDY_SECONDS = 5.0
-_MODULE = "packer.survey.worker"
+WORKER = "packer.survey.worker"
+"""The module whose `main(parent_pid)` answers in the child."""
+
 _BOOT = (
     "import sys, importlib; sys.path[:] = sys.argv[3:]; "
     "importlib.import_module(sys.argv[1]).main(int(sys.argv[2]))"
@@ -75,15 +77,14 @@ class Job:
         return ChildError(self.reader, self.place, reason)
 
 
-def run(job: Job, *, module: str = _MODULE) -> bytearray:
+def run(job: Job) -> bytearray:
     """Start a child, give it the request, and return all that it answers.
 
-    module: what is imported in the child, a module with `main(parent_pid)`.
     Raises ChildError when it dies, takes too long or answers too much. The answer itself is not
     looked at: it is as untrusted as the disk.
     """
     process = subprocess.Popen(
-        interpreter_running(_BOOT, module, str(os.getpid()), *import_path()),
+        interpreter_running(_BOOT, WORKER, str(os.getpid()), *import_path()),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

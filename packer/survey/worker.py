@@ -40,7 +40,7 @@ class Reader:
     read: Callable[[Source], FileSystem]
 
 
-READERS = (
+READERS: tuple[Reader, ...] = (
     Reader("ext", ext.probe, ext.read),
     Reader("swap", swap.probe, swap.read),
     Reader("FAT", fat.probe, fat.read),

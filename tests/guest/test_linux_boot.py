@@ -129,6 +129,18 @@ def test_the_whole_esp_is_in_the_boot_set(tmp_path: Path) -> None:
     }
 
 
+def test_a_fat_volume_at_boot_is_in_the_boot_set_whatever_its_type(tmp_path: Path) -> None:
+    """The firmware of a Raspberry Pi reads its files by name from the first FAT volume."""
+    fstab = b"/dev/sda1 /boot/firmware vfat\n"
+    firmware = write_tree(tmp_path / "fat", {"/start4.elf": b"x", "/overlays/a.dtbo": b"x"}, {})
+    root = write_tree(tmp_path / "root", {"/etc/os-release": b"ID=x\n", "/etc/fstab": fstab}, {})
+    parts = [Part(LINUX, fat(tmp_path / "f", firmware)), Part(LINUX, ext4(tmp_path / "r", root))]
+    assert boot_set(tree_of(gpt_disk(tmp_path / "disk.raw", parts))) == {
+        "/boot/firmware/start4.elf": "boot partition",
+        "/boot/firmware/overlays/a.dtbo": "boot partition",
+    }
+
+
 ENTRY = b"""title Fedora Linux 39
 version 6.5
 linux /boot/abc/6.5/linux

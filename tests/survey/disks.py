@@ -74,22 +74,8 @@ def ext4(folder: Path, size: int = EXT.size) -> bytes:
         target.write_bytes(data)
     if not (tree / "link").is_symlink():
         (tree / "link").symlink_to("folder/file-1")
-    return make_volume(
-        folder,
-        "ext4.img",
-        size,
-        "mke2fs",
-        "-q",
-        "-F",
-        "-t",
-        "ext4",
-        "-b",
-        "4096",
-        "-L",
-        "root",
-        "-d",
-        tree,
-    )
+    options: list[str | Path] = ["-t", "ext4", "-b", "4096", "-L", "root", "-d", tree]
+    return make_volume(folder, "ext4.img", size, "mke2fs", "-q", "-F", *options)
 
 
 def table(path: Path, parts: tuple[Part, ...] = PARTS, kind: str = "gpt") -> None:

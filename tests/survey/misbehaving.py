@@ -91,6 +91,5 @@ def open_many_files(value: str) -> None:
 
 def tell_limits(value: str) -> None:
     core = resource.getrlimit(resource.RLIMIT_CORE)
-    with open("/proc/self/status") as status:
-        no_new_privileges = "NoNewPrivs:\t1" in status.read()
+    no_new_privileges = "NoNewPrivs:\t1" in Path("/proc/self/status").read_text()
     os.write(1, f"{core} {no_new_privileges} {sorted(os.environ)}".encode())

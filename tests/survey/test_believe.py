@@ -173,9 +173,8 @@ def test_garbage_is_refused_or_harmless(flips: list[tuple[int, int]], cut: int) 
 @given(data=st.binary(max_size=300))
 @settings(max_examples=500, deadline=None)
 def test_noise_is_no_reply(data: bytes) -> None:
-    for kind in (wire.TableReply, wire.VolumeReply, wire.ContainerReply):
-        with suppress(MalformedError):
-            wire.decode_reply(data, kind)
+    with suppress(MalformedError):
+        wire.decode_reply(data, wire.TableReply)
 
 
 def test_deep_nesting_is_no_reply() -> None:

@@ -20,7 +20,9 @@ LIMITS = Limits(memory_bytes=512 << 20, cpu_seconds=2, wall_seconds=20.0, result
 def misbehave(name: str, value: str = "", limits: Limits = LIMITS) -> bytes:
     request = msgspec.msgpack.encode({"name": name, "limits": limits, "value": value})
     job = Job("ext4", "volume 2 of guest.qcow2", request, limits=limits)
-    return bytes(child.run(job, module="tests.survey.misbehaving"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(child, "WORKER", "tests.survey.misbehaving")
+        return bytes(child.run(job))
 
 
 def children_of_this_process() -> set[int]:
@@ -77,7 +79,7 @@ def test_a_child_that_fills_standard_error_does_not_block() -> None:
 
 
 def test_an_exception_in_the_child_is_told_without_its_control_characters() -> None:
-    with pytest.raises(ChildError, match="failed .exit code 1.: ValueError: something .*odd") as e:
+    with pytest.raises(ChildError, match=r"failed .exit code 1.: ValueError: something .*odd") as e:
         misbehave("raise_an_error")
     assert "\x1b" not in str(e.value)
 
@@ -110,11 +112,12 @@ def test_a_child_that_answers_nothing_is_an_error() -> None:
         wire.decode_reply(b"", wire.TableReply)
 
 
-def test_a_request_larger_than_a_pipe_reaches_a_child_that_never_reads_it() -> None:
+def test_a_request_that_no_child_reads_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "WORKER", "tests.survey.no_such_module")
     request = msgspec.msgpack.encode({"name": "x", "limits": LIMITS, "value": "x" * (8 << 20)})
     job = Job("ext4", "here", request, limits=LIMITS)
     with pytest.raises(ChildError, match="exit code 1"):
-        child.run(job, module="tests.survey.no_such_module")
+        child.run(job)
 
 
 def test_the_child_dies_with_the_thread_that_waits_for_it(tmp_path: Path) -> None:

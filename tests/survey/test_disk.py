@@ -148,7 +148,7 @@ def test_an_overlay_is_refused_until_its_backing_file_is_named(raw: Path) -> Non
         assert_equal_to(raw.with_name("expected"), disk)
         disk.check_unchanged()
         disks.write_at(raw, 0, b"changed")
-        with pytest.raises(InUseError, match="guest.raw was changed"):
+        with pytest.raises(InUseError, match=r"guest.raw was changed"):
             disk.check_unchanged()
 
 
@@ -252,7 +252,7 @@ def vmdk_with(folder: Path, *extents: str, parent: str = "ffffffff") -> Path:
     ],
 )
 def test_a_vmdk_cannot_name_files_elsewhere(tmp_path: Path, extent: str) -> None:
-    with pytest.raises(InputError, match="names .* as a part of itself"):
+    with pytest.raises(InputError, match=r"names .* as a part of itself"):
         open_disk(vmdk_with(tmp_path, extent))
 
 
@@ -291,7 +291,7 @@ def test_an_image_that_qemu_nbd_refuses_is_one_clear_error(raw: Path) -> None:
     path = converted(raw, "vdi")
     disks.write_at(path, 0x44, b"\xff\xff")  # version
     begin = time.monotonic()
-    with pytest.raises(InputError, match="qemu-nbd cannot serve .*unsupported VDI image"):
+    with pytest.raises(InputError, match=r"qemu-nbd cannot serve .*unsupported VDI image"):
         open_disk(path)
     assert time.monotonic() - begin < 5
 
@@ -309,7 +309,7 @@ def test_the_server_and_its_folder_are_gone_after_closing(raw: Path) -> None:
 def test_a_server_that_dies_is_a_clear_error(raw: Path) -> None:
     server = QemuNbd(converted(raw, "vdi"), "vdi")
     os.kill(server.pid, 9)
-    with pytest.raises(InputError, match="the server (is gone|closed the connection)"):
+    with pytest.raises(InputError, match=r"the server (is gone|closed the connection)"):
         server.source.pread(0, 512)
     server.close()
 

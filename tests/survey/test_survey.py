@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from formats.ranges import intersect, overlap_of_sorted, total, union
 from formats.source import Memory
 from packer.errors import InputError
-from packer.survey import worker
+from packer.survey import child, worker
 from packer.survey.disk import open_disk
 from packer.survey.limits import Limits
 from packer.survey.model import Survey
@@ -309,7 +310,7 @@ def test_a_contradicting_table_is_an_error(tmp_path: Path) -> None:
     path = disks.empty(tmp_path / "guest.raw", 8 * MIB)
     disks.table(path, (Part(MIB, MIB, "83"), Part(2 * MIB, MIB, "83")), kind="dos")
     disks.write_at(path, 0x1BE + 8, (4095).to_bytes(4, "little"))  # now they overlap
-    with pytest.raises(InputError, match="the partition table of .* cannot be read: "):
+    with pytest.raises(InputError, match=r"the partition table of .* cannot be read: "):
         surveyed(path)
 
 
@@ -317,9 +318,7 @@ def test_a_reader_that_dies_leaves_its_volume_raw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real supervision, with a worker whose ext reader crashes and whose others work."""
-    from packer.survey import child
-
-    monkeypatch.setitem(child.run.__kwdefaults__, "module", "tests.survey.crashing_worker")
+    monkeypatch.setattr(child, "WORKER", "tests.survey.crashing_worker")
     found = surveyed(disks.whole_disk(tmp_path))
     assert [one.kind for one in found.volumes] == ["raw", "vfat", "swap", "raw"]
     assert found.warnings[0].startswith(
@@ -342,6 +341,19 @@ def test_a_survey_of_a_small_disk_costs_little(tmp_path: Path) -> None:
     with open_disk(path) as disk:
         survey(disk)
     assert time.monotonic() - begin < 2  # two children
+
+
+@pytest.mark.slow
+def test_a_million_files_fit_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "WORKER", "tests.survey.large_worker")
+    path = disks.empty(tmp_path / "large.raw", 5 << 30)
+    disks.write_at(path, 0, disks.ext4(tmp_path)[:2048])
+    with open_disk(path) as disk:
+        found = survey(disk, limits=Limits(memory_bytes=1 << 30))
+    assert found.warnings == ()
+    assert len(found.name) == len(found.inode) == 1_000_000
+    largest_child_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert largest_child_kib < 700 << 10
 
 
 @pytest.mark.guest

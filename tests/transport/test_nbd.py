@@ -128,7 +128,7 @@ def test_a_dead_server_is_a_clear_error_and_stays_one(image: Path) -> None:
     with qemu_nbd(image) as path:
         source = NbdSource(f"nbd+unix:///?socket={path}")
     for _ in range(2):
-        with pytest.raises(NbdError, match="the server (is gone|closed the connection)"):
+        with pytest.raises(NbdError, match=r"the server (is gone|closed the connection)"):
             source.pread(0, 512)
     source.close()
 
@@ -433,7 +433,7 @@ def test_a_server_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
     with small_server(monkeypatch, replacing("done", lambda data: b"")):
         source = NbdSource("nbd://x")
         begin = time.monotonic()
-        with pytest.raises(NbdError, match="is gone|within"):
+        with pytest.raises(NbdError, match=r"is gone|within"):
             source.pread(0, 4096)
         assert time.monotonic() - begin < 3
 
