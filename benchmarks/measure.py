@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+Command = Sequence[str | Path] | Sequence[str]
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -39,7 +41,7 @@ class Row:
         return "met" if self.ratio <= self.aim else "MISSED"
 
 
-def run(command: Sequence[str | Path], *, sync: Path | None = None) -> Run:
+def run(command: Command, *, sync: Path | None = None) -> Run:
     """Run a command to its end; writing back what it wrote below `sync` is part of its time.
 
     Raises CalledProcessError, with what it said, when it fails.
@@ -55,7 +57,7 @@ def run(command: Sequence[str | Path], *, sync: Path | None = None) -> Run:
     return Run(time.monotonic() - started, 0)
 
 
-def run_measured(command: Sequence[str | Path]) -> Run:
+def run_measured(command: Command) -> Run:
     """Run a command and take its peak memory from the kernel's own accounting."""
     words = [str(word) for word in command]
     started = time.monotonic()
@@ -79,7 +81,7 @@ def side_by_side(
     )
 
 
-def words_of(command: Sequence[str | Path]) -> str:
+def words_of(command: Command) -> str:
     """Return a command as a person would type it."""
     return shlex.join(str(word) for word in command)
 
@@ -95,9 +97,7 @@ def as_markdown(title: str, rows: Sequence[Row]) -> str:
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
         aim = "" if row.aim is None else f"≤ {row.aim:g}"
-        lines.append(
-            f"| {row.what} | {row.value} | {ratio} | {row.against} | {aim} | {row.met} |"
-        )
+        lines.append(f"| {row.what} | {row.value} | {ratio} | {row.against} | {aim} | {row.met} |")
     lines += ["", "Commands:", ""]
     lines += [f"- {row.what}: `{row.command}`" for row in rows if row.command]
     return "\n".join(lines) + "\n"

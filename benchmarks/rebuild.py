@@ -48,10 +48,19 @@ def _copy_tree(tree: Path, target: Path) -> None:
 def _shared_blocks(bench: Bench, shared: Path) -> None:
     disk, packed = shared / "ours.raw", shared / "disk.zst"
     run(["cp", bench.work / "3.zst", packed], sync=shared)
-    unpack = bench.vmpack("unpack", bench.thin, "-o", disk, "--force", "--quiet", "--no-store",
-                          "--from", f"dir:{shared / 'host'}")
+    unpack = bench.vmpack(
+        "unpack",
+        bench.thin,
+        "-o",
+        disk,
+        "--force",
+        "--quiet",
+        "--no-store",
+        "--from",
+        f"dir:{shared / 'host'}",
+    )
     theirs = shared / "theirs.raw"
-    decompress = ["zstd", "-q", "-d", "-f", "--long=27", packed, "-o", theirs]
+    decompress: list[str | Path] = ["zstd", "-q", "-d", "-f", "--long=27", packed, "-o", theirs]
 
     def ours() -> float:
         disk.unlink(missing_ok=True)
@@ -62,23 +71,44 @@ def _shared_blocks(bench: Bench, shared: Path) -> None:
         return run(decompress, sync=shared).seconds
 
     mine, reference, ratio = side_by_side(ours, other, ROUNDS)
-    bench.add("rebuild, shared blocks", f"{mine:.2f} s", words_of(unpack), ratio=ratio,
-              against=f"zstd -d ({reference:.2f} s)", aim=0.6)
+    bench.add(
+        "rebuild, shared blocks",
+        f"{mine:.2f} s",
+        words_of(unpack),
+        ratio=ratio,
+        against=f"zstd -d ({reference:.2f} s)",
+        aim=0.6,
+    )
     theirs.unlink()
     disk.unlink()
     before = used_bytes(shared)
     run(unpack, sync=shared)
     grown = used_bytes(shared) - before
     used = _content_bytes(bench.thin)
-    bench.add("rebuild, shared blocks, new disk space", format_bytes(grown), "",
-              ratio=grown / used, against=f"bytes in use ({format_bytes(used)})", aim=0.15)
+    bench.add(
+        "rebuild, shared blocks, new disk space",
+        format_bytes(grown),
+        "",
+        ratio=grown / used,
+        against=f"bytes in use ({format_bytes(used)})",
+        aim=0.15,
+    )
 
 
 def _copied(bench: Bench, tree: Path) -> None:
     disk, theirs = bench.work / "ours.raw", bench.work / "theirs.raw"
-    unpack = bench.vmpack("unpack", bench.thin, "-o", disk, "--force", "--quiet", "--no-store",
-                          "--from", f"dir:{tree}")
-    copy = ["cp", "--sparse=always", bench.image, theirs]
+    unpack = bench.vmpack(
+        "unpack",
+        bench.thin,
+        "-o",
+        disk,
+        "--force",
+        "--quiet",
+        "--no-store",
+        "--from",
+        f"dir:{tree}",
+    )
+    copy: list[str | Path] = ["cp", "--sparse=always", bench.image, theirs]
 
     def ours() -> float:
         disk.unlink(missing_ok=True)
@@ -89,8 +119,14 @@ def _copied(bench: Bench, tree: Path) -> None:
         return run(copy, sync=bench.work).seconds
 
     mine, reference, ratio = side_by_side(ours, other, ROUNDS)
-    bench.add("rebuild by copying", f"{mine:.2f} s", words_of(unpack), ratio=ratio,
-              against=f"cp --sparse=always ({reference:.2f} s)", aim=1.5)
+    bench.add(
+        "rebuild by copying",
+        f"{mine:.2f} s",
+        words_of(unpack),
+        ratio=ratio,
+        against=f"cp --sparse=always ({reference:.2f} s)",
+        aim=1.5,
+    )
     disk.unlink()
     theirs.unlink()
 
@@ -101,18 +137,33 @@ def _fetched(bench: Bench) -> None:
     run(bench.vmpack("copy", bench.pack, "--full", f"{mirror}/demo/", "--force", "--quiet"))
     disk = bench.work / "fetched.raw"
     with nginx(mirror, bench.work / "nginx") as url:
-        unpack = bench.vmpack("unpack", bench.thin, "-o", disk, "--force", "--no-store", "--json",
-                              "--from", "dir:/", "--from", f"{url}/demo/")
+        unpack = bench.vmpack(
+            "unpack",
+            bench.thin,
+            "-o",
+            disk,
+            "--force",
+            "--no-store",
+            "--json",
+            "--from",
+            "dir:/",
+            "--from",
+            f"{url}/demo/",
+        )
         done = subprocess.run([str(word) for word in unpack], capture_output=True, check=True)
     supplied = {one["source"]: one for one in json.loads(done.stdout)["supplied"]}
     log = (bench.work / "nginx" / "access.log").read_text().splitlines()
     bundles = [line.split('"') for line in log if "/blobs/" in line and " 206 " in line]
     sent = sum(int(parts[2].split()[1]) for parts in bundles)
     lacking = _solid_bytes(bench, disk, supplied)
-    bench.add("bytes fetched", format_bytes(sent), words_of(unpack),
-              ratio=sent / lacking if lacking else None,
-              against=f"what this host lacks, in solid 1 MiB frames ({format_bytes(lacking)})",
-              aim=1.25)
+    bench.add(
+        "bytes fetched",
+        format_bytes(sent),
+        words_of(unpack),
+        ratio=sent / lacking if lacking else None,
+        against=f"what this host lacks, in solid 1 MiB frames ({format_bytes(lacking)})",
+        aim=1.25,
+    )
     disk.unlink()
 
 

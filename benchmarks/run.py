@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,30 +60,54 @@ class Bench:
         shown = "" if ratio is None else f"  {ratio:.3f} × {against}"
         print(f"{what}: {value}{shown} {row.met}", flush=True)
 
-    def vmpack(self, *arguments: str | Path) -> list[str | Path]:
+    def vmpack(self, *arguments: str | Path) -> list[str]:
         """Return the command line of a verb."""
-        return [sys.executable, "-m", "packer.cli.main", *arguments]
+        return [sys.executable, "-m", "packer.cli.main", *map(str, arguments)]
 
 
 def measure_packing(bench: Bench) -> None:
     """Sizes and times of packing against zstd, qemu-img and casync."""
     small, work = "zstd -19 --long=27", bench.work
     run(bench.vmpack("key", "generate"))
-    thin = bench.vmpack("pack", bench.image, "-o", bench.thin, "--name", "bench", "--thin",
-                        "--force", "--quiet")
-    full = bench.vmpack("pack", bench.image, "-o", bench.pack, "--name", "bench", "--force",
-                        "--quiet")
-    fast = ["zstd", "-q", "-f", "-3", "--long=27", "-T2", bench.image, "-o", work / "3.zst"]
-    slow = ["zstd", "-q", "-f", "-19", "--long=27", "-T2", bench.image, "-o", work / "19.zst"]
+    thin = bench.vmpack(
+        "pack", bench.image, "-o", bench.thin, "--name", "bench", "--thin", "--force", "--quiet"
+    )
+    full = bench.vmpack(
+        "pack", bench.image, "-o", bench.pack, "--name", "bench", "--force", "--quiet"
+    )
+    fast: list[str | Path] = [
+        "zstd",
+        "-q",
+        "-f",
+        "-3",
+        "--long=27",
+        "-T2",
+        bench.image,
+        "-o",
+        work / "3.zst",
+    ]
+    slow: list[str | Path] = [
+        "zstd",
+        "-q",
+        "-f",
+        "-19",
+        "--long=27",
+        "-T2",
+        bench.image,
+        "-o",
+        work / "19.zst",
+    ]
 
     for what, ours, aim in (("pack --thin, time", thin, 0.5), ("pack, time", full, 1.0)):
-        mine, other, ratio = side_by_side(
-            lambda ours=ours: run(ours, sync=work).seconds,
-            lambda: run(fast, sync=work).seconds,
-            ROUNDS,
+        mine, other, ratio = side_by_side(_timed(ours, work), _timed(fast, work), ROUNDS)
+        bench.add(
+            what,
+            f"{mine:.1f} s",
+            words_of(ours),
+            ratio=ratio,
+            against=f"zstd -3 --long=27 -T2 ({other:.1f} s)",
+            aim=aim,
         )
-        bench.add(what, f"{mine:.1f} s", words_of(ours), ratio=ratio,
-                  against=f"zstd -3 --long=27 -T2 ({other:.1f} s)", aim=aim)
     seconds = run(slow, sync=work).seconds if bench.slow else 0.0
     best = (work / "19.zst").stat().st_size if bench.slow else None
     for what, path, aim in (
@@ -90,28 +115,57 @@ def measure_packing(bench: Bench) -> None:
         ("full pack", bench.pack, 1.25),
     ):
         size = path.stat().st_size
-        bench.add(what, format_bytes(size), "", ratio=size / best if best else None,
-                  against=f"{small} ({format_bytes(best)})" if best else "", aim=aim)
+        bench.add(
+            what,
+            format_bytes(size),
+            "",
+            ratio=size / best if best else None,
+            against=f"{small} ({format_bytes(best)})" if best else "",
+            aim=aim,
+        )
     if best:
         bench.add(small, f"{format_bytes(best)}, {seconds:.0f} s", words_of(slow))
-    bench.add("zstd -3 --long=27 -T2", format_bytes((work / "3.zst").stat().st_size),
-              words_of(fast))
-    convert = ["qemu-img", "convert", "-c", "-O", "qcow2", "-o", "compression_type=zstd",
-               bench.image, work / "c.qcow2"]
+    bench.add(
+        "zstd -3 --long=27 -T2", format_bytes((work / "3.zst").stat().st_size), words_of(fast)
+    )
+    convert: list[str | Path] = [
+        "qemu-img",
+        "convert",
+        "-c",
+        "-O",
+        "qcow2",
+        "-o",
+        "compression_type=zstd",
+        bench.image,
+        work / "c.qcow2",
+    ]
     seconds = run(convert, sync=work).seconds
     size = (work / "c.qcow2").stat().st_size
     bench.add("qemu-img convert -c", f"{format_bytes(size)}, {seconds:.1f} s", words_of(convert))
     store = work / "casync.castr"
-    casync = ["casync", "make", f"--store={store}", work / "disk.caibx", bench.image]
+    casync: list[str | Path] = [
+        "casync",
+        "make",
+        f"--store={store}",
+        work / "disk.caibx",
+        bench.image,
+    ]
     seconds = run(casync, sync=work).seconds
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     bench.add("casync make", f"{format_bytes(size)}, {seconds:.1f} s", words_of(casync))
 
 
+def _timed(command: Sequence[str | Path], work: Path) -> Callable[[], float]:
+    return lambda: run(command, sync=work).seconds
+
+
 def main() -> int:
     """Measure; return 0 whatever the figures are: they are for people to judge."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("guests", nargs="*", default=["debian-bios"])
     parser.add_argument("--scale", action="store_true", help="sparse disks and a million files")
     parser.add_argument("--no-slow", action="store_true", help="leave zstd -19 out")

@@ -43,8 +43,14 @@ def _sparse(work: Path) -> Row:
     )
     small.unlink()
     large.unlink()
-    return Row("pack of a 1 TiB disk with 1 GiB in it", f"{mine:.1f} s", ratio,
-               f"of a 10 GiB disk with 1 GiB in it ({other:.1f} s)", 1.25, words_of(commands[0]))
+    return Row(
+        "pack of a 1 TiB disk with 1 GiB in it",
+        f"{mine:.1f} s",
+        ratio,
+        f"of a 10 GiB disk with 1 GiB in it ({other:.1f} s)",
+        1.25,
+        words_of(commands[0]),
+    )
 
 
 def _million(work: Path) -> Iterator[Row]:
@@ -57,18 +63,49 @@ def _million(work: Path) -> Iterator[Row]:
                 folder.mkdir()
             (folder / str(number)).write_bytes(f"content {number}\n".encode() * 20)
     packing = _pack(image, pack)
-    unpacking = [sys.executable, "-m", "packer.cli.main", "unpack", str(pack), "-o", str(disk),
-                 "--allow-unsigned", "--quiet", "--force", "--from", "store:"]
+    unpacking = [
+        sys.executable,
+        "-m",
+        "packer.cli.main",
+        "unpack",
+        str(pack),
+        "-o",
+        str(disk),
+        "--allow-unsigned",
+        "--quiet",
+        "--force",
+        "--from",
+        "store:",
+    ]
     for what, command in (("pack", packing), ("unpack", unpacking)):
         measured = run_measured(command)
-        yield Row(f"{what} of {FILES:,} files, peak memory", format_bytes(measured.peak_bytes),
-                  measured.peak_bytes / MEMORY_AIM_BYTES, f"1 GiB ({measured.seconds:.0f} s)", 1.0,
-                  words_of(command))
+        yield Row(
+            f"{what} of {FILES:,} files, peak memory",
+            format_bytes(measured.peak_bytes),
+            measured.peak_bytes / MEMORY_AIM_BYTES,
+            f"1 GiB ({measured.seconds:.0f} s)",
+            1.0,
+            words_of(command),
+        )
 
 
 def _pack(image: Path, output: Path) -> list[str]:
-    return [sys.executable, "-m", "packer.cli.main", "pack", str(image), "-o", str(output),
-            "--unsigned", "--no-packages", "--quiet", "--force", "--name", "scale", "--thin"]
+    return [
+        sys.executable,
+        "-m",
+        "packer.cli.main",
+        "pack",
+        str(image),
+        "-o",
+        str(output),
+        "--unsigned",
+        "--no-packages",
+        "--quiet",
+        "--force",
+        "--name",
+        "scale",
+        "--thin",
+    ]
 
 
 def _make_ext4(image: Path, size: int, *more: str) -> None:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from formats.errors import Truncated
 from formats.ranges import Ranges, as_ranges, empty_ranges
@@ -55,6 +56,7 @@ class FileSource:
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
 
     def pread(self, offset: int, length: int) -> bytes:
+        """See Source."""
         check_bounds(str(self.path), self.size, offset, length)
         data = os.pread(self.fd, length, offset)
         if len(data) == length:
@@ -69,6 +71,7 @@ class FileSource:
         return whole
 
     def data_ranges(self, start: int, end: int) -> Ranges:
+        """See Source."""
         check_bounds(str(self.path), self.size, start, end - start)
         found: list[tuple[int, int]] = []
         position = start
@@ -112,10 +115,12 @@ class Window:
         self.size = size
 
     def pread(self, offset: int, length: int) -> bytes:
+        """See Source."""
         check_bounds("window", self.size, offset, length)
         return self.source.pread(self.start + offset, length)
 
     def data_ranges(self, start: int, end: int) -> Ranges:
+        """See Source."""
         check_bounds("window", self.size, start, end - start)
         return self.source.data_ranges(self.start + start, self.start + end) - self.start
 
@@ -128,10 +133,12 @@ class Memory:
         self.size = len(data)
 
     def pread(self, offset: int, length: int) -> bytes:
+        """See Source."""
         check_bounds("memory", self.size, offset, length)
         return self.data[offset : offset + length]
 
     def data_ranges(self, start: int, end: int) -> Ranges:
+        """See Source."""
         check_bounds("memory", self.size, start, end - start)
         return as_ranges([(start, end)]) if end > start else empty_ranges()
 
@@ -143,13 +150,14 @@ class Runs:
     sorted and gap-free from 0.
     """
 
-    def __init__(self, source: Source, runs: np.ndarray) -> None:
+    def __init__(self, source: Source, runs: NDArray[np.int64]) -> None:
         self.source = source
         self.runs = runs
         self._starts = runs[:, 0]
         self.size = int(runs[-1, 0] + runs[-1, 2]) if len(runs) else 0
 
     def pread(self, offset: int, length: int) -> bytes:
+        """See Source."""
         check_bounds("runs", self.size, offset, length)
         pieces: list[bytes] = []
         row = int(np.searchsorted(self._starts, offset, side="right")) - 1
@@ -166,6 +174,7 @@ class Runs:
         return b"".join(pieces)
 
     def data_ranges(self, start: int, end: int) -> Ranges:
+        """See Source."""
         check_bounds("runs", self.size, start, end - start)
         used = self.runs[self.runs[:, 1] >= 0]
         bounds = np.stack([used[:, 0], used[:, 0] + used[:, 2]], axis=1)

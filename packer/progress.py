@@ -9,9 +9,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-BAR_FORMAT = (
-    "{desc} {bar} {percentage:3.0f}%  {n_fmt}/{total_fmt}B  {rate_fmt}  {remaining} left"
-)
+BAR_FORMAT = "{desc} {bar} {percentage:3.0f}%  {n_fmt}/{total_fmt}B  {rate_fmt}  {remaining} left"
 Advance = Callable[[int], None]
 
 

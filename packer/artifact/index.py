@@ -116,7 +116,9 @@ def decode_index(data: bytes, contents: Contents) -> Index:
     frame_bytes = decode_column(wire.frame_bytes, "frame index: frame_bytes", len(bundle))
     _expect(bool((bundle < len(wire.bundles)).all()), "bundle: names a bundle that is not listed")
     _expect(bool((np.diff(bundle) >= 0).all()), "bundle: frames are not in bundle order")
-    _expect(bool(((stored > 0) & (stored <= 2 * MAX_FRAME_BYTES)).all()), "stored_bytes: out of bounds")
+    _expect(
+        bool(((stored > 0) & (stored <= 2 * MAX_FRAME_BYTES)).all()), "stored_bytes: out of bounds"
+    )
     _expect(
         bool(((frame_bytes > 0) & (frame_bytes <= MAX_FRAME_BYTES)).all()),
         f"frame_bytes: not between 1 and {MAX_FRAME_BYTES}",

@@ -61,7 +61,9 @@ class OpenedPack:
         disk = self.config.disks[0]
         frame = self._part(self.manifest.maps()[0])
         where = f"{self.layout.location}: map"
-        disk_map = decode_map(decompress_proven(frame, self._bounded(disk.map_size), disk.map, where))
+        disk_map = decode_map(
+            decompress_proven(frame, self._bounded(disk.map_size), disk.map, where)
+        )
         if disk_map.size != disk.size:
             raise InputError(
                 f"{where}: expected a disk of {disk.size} bytes as the config says, "
@@ -77,9 +79,7 @@ class OpenedPack:
         if layer is None:
             raise InputError(f"{where}: this copy carries none", hint="name a fuller copy")
         named = self.config.hints
-        data = decompress_proven(
-            self._part(layer), self._bounded(named.size), named.digest, where
-        )
+        data = decompress_proven(self._part(layer), self._bounded(named.size), named.digest, where)
         return decode_hints(data, len(self.map.contents))
 
     @cached_property
@@ -111,6 +111,7 @@ class OpenedPack:
 
     def _bounded(self, size: int) -> int:
         if not 0 < size <= MAX_PART_BYTES:
-            raise InputError(f"{self.layout.location}: a part of {size} bytes, expected at most "
-                             f"{MAX_PART_BYTES}")
+            raise InputError(
+                f"{self.layout.location}: a part of {size} bytes, expected at most {MAX_PART_BYTES}"
+            )
         return size

@@ -34,9 +34,7 @@ def decompress(frame: bytes | memoryview, size_bytes: int, what: str) -> bytes:
     what: names the frame in errors. Raises InputError when it is no zstd frame, holds more or
     less than `size_bytes`, asks for a window above 2^27 bytes, or is followed by other bytes.
     """
-    decompressor = pyzstd.ZstdDecompressor(
-        option={pyzstd.DParameter.windowLogMax: WINDOW_LOG_MAX}
-    )
+    decompressor = pyzstd.ZstdDecompressor(option={pyzstd.DParameter.windowLogMax: WINDOW_LOG_MAX})
     try:
         # One byte more than expected: a frame that holds more shows itself without being unpacked.
         data = decompressor.decompress(frame, max_length=size_bytes + 1)

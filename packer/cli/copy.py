@@ -24,7 +24,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--thin", dest="extent", action="store_const", const=Extent.THIN, help="boot and private"
     )
     extent.add_argument(
-        "--full", dest="extent", action="store_const", const=Extent.FULL, help="everything (default)"
+        "--full",
+        dest="extent",
+        action="store_const",
+        const=Extent.FULL,
+        help="everything (default)",
     )
     parser.add_argument("destination", help="file, or folder/ (ends in /), to write")
     parser.add_argument("--force", action="store_true", help="replace the destination")

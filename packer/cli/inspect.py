@@ -73,14 +73,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print_image(report: ImageReport, *, files: bool) -> None:
-    print(f"{report.path}  {report.container}, disk of {format_bytes(report.size)}, "
-          f"{_table_words(report.table)}")
+    print(
+        f"{report.path}  {report.container}, disk of {format_bytes(report.size)}, "
+        f"{_table_words(report.table)}"
+    )
     print(f"  {guest_line(report.guest)}")
     _heading("volumes")
     print(format_table([_volume_row(one) for one in report.volumes], "><>><<"))
     _heading("boot set: travels in every copy")
     for group in report.boot:
-        count = f"{group.files:,} files" if group.files else ""
+        count = f"{group.files:,} file{'s' * (group.files > 1)}" if group.files else ""
         print(f"  {format_bytes(group.size_bytes):>9}  {count:>13}  {group.reason}")
         for path, size in group.paths if files else ():
             print(f"{size:>20,}  {path}")
@@ -115,7 +117,8 @@ def _volume_row(one: Volume) -> tuple[str, ...]:
     kind = one.kind if one.kind != "raw" else "not parsed"
     said = one.note or (state if one.kind != "raw" else "")
     size = format_bytes(one.end - one.start)
-    return (str(one.number), kind, size, f"at {one.start:,}", one.label or one.partition_label, said)
+    label = one.label or one.partition_label
+    return (str(one.number), kind, size, f"at {one.start:,}", label, said)
 
 
 def _table_words(table: str) -> str:
@@ -145,7 +148,9 @@ def _print_pack(summary: PackSummary) -> None:
         rows.append((name, f"{total.count:,} contents", format_bytes(total.bytes), here))
     rows.append(("unused", "", format_bytes(summary.unused_bytes), ""))
     rows.append(("zero", "", format_bytes(summary.zero_bytes), ""))
-    rows.extend(("dropped", one.what, format_bytes(one.bytes), one.reason) for one in config.dropped)
+    rows.extend(
+        ("dropped", one.what, format_bytes(one.bytes), one.reason) for one in config.dropped
+    )
     print(format_table(rows, "<>><"))
     if summary.packages:
         print(f"  {summary.packages:,} packages ship shared contents")

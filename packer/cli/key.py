@@ -31,8 +31,11 @@ def run_generate(options: argparse.Namespace) -> int:
     path = options.output or default_key_path()
     passphrase = ask_new_passphrase() if options.passphrase else ""
     public = generate(path, passphrase=passphrase).public
-    rows = [("private key", str(path)), ("public key", f"{path}.pub"),
-            ("fingerprint", public.fingerprint)]
+    rows = [
+        ("private key", str(path)),
+        ("public key", f"{path}.pub"),
+        ("fingerprint", public.fingerprint),
+    ]
     if options.output is None:
         TrustStore().add(public, "*")
         rows.append(("trusted", "on this machine, for every pack name"))

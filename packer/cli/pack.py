@@ -77,7 +77,10 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="do not ask apt where its mirrors keep the guest's packages",
     )
     parser.add_argument(
-        "--level", type=int, default=LEVELS[Class.SHARED], metavar="1..22",
+        "--level",
+        type=int,
+        default=LEVELS[Class.SHARED],
+        metavar="1..22",
         help="zstd level of shared contents (default: %(default)s)",
     )
     parser.add_argument(

@@ -1,8 +1,8 @@
 """The user's settings: `config.toml` in vmpack's config folder.
 
-    sources = ["store:", "dir:/usr", "https://mirror.example/demo/"]   # instead of the defaults
-    store = "/srv/vmpack/store"
-    jobs = 2
+sources = ["store:", "dir:/usr", "https://mirror.example/demo/"]   # instead of the defaults
+store = "/srv/vmpack/store"
+jobs = 2
 """
 
 from __future__ import annotations

@@ -24,7 +24,10 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add.add_argument("key", type=Path, help="public key file, as OpenSSH writes it")
     add.add_argument("--name", default="*", metavar="PATTERN", help="pack names (default: all)")
     add.add_argument(
-        "--threshold", type=int, default=None, metavar="K",
+        "--threshold",
+        type=int,
+        default=None,
+        metavar="K",
         help="how many keys of this pattern must have signed",
     )
     add.set_defaults(run=run_add)

@@ -124,8 +124,7 @@ def _as_json(report: UnpackReport) -> dict[str, object]:
 
 def _print(report: UnpackReport, seconds: float) -> None:
     print(
-        f"{report.output}  {format_bytes(report.disk_bytes)}, "
-        f"every content proven, {seconds:.1f} s"
+        f"{report.output}  {format_bytes(report.disk_bytes)}, every content proven, {seconds:.1f} s"
     )
     rows = [(one.uri, one.proven_bytes, one.fetched_bytes) for one in report.supplied]
     if report.resumed_bytes:

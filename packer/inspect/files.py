@@ -37,8 +37,10 @@ def sum_up_boot_set(survey: Survey, judgement: Judgement, disk_map: Map) -> tupl
         reason = int(judgement.boot[row])
         if reason >= 0:
             by_reason.setdefault(reason, {}).setdefault(row, path)
-    groups = [_group(judgement.boot_reasons[reason], streams, survey)
-              for reason, streams in sorted(by_reason.items())]
+    groups = [
+        _group(judgement.boot_reasons[reason], streams, survey)
+        for reason, streams in sorted(by_reason.items())
+    ]
     boot = int(disk_map.contents.size[disk_map.contents.classes == Class.BOOT].sum())
     metadata = max(0, boot - sum(group.size_bytes for group in groups))
     first = Group("boot sectors, partition tables, file-system metadata", 0, metadata, ())

@@ -106,5 +106,6 @@ def _held(pack: OpenedPack) -> np.ndarray:
 def _signers(pack: OpenedPack) -> tuple[str, ...]:
     if pack.envelope is None:
         return ()
-    envelope = open_envelope(pack.envelope, pack.config_digest, f"{pack.layout.location}: signature")
+    where = f"{pack.layout.location}: signature"
+    envelope = open_envelope(pack.envelope, pack.config_digest, where)
     return tuple(sorted(key.fingerprint for key in envelope.claimed_signers()))

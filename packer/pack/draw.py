@@ -27,7 +27,9 @@ class Drawing:
     fragment: NDArray[np.int64]
 
 
-def classify(survey: Survey, judgement: Judgement, cut: Cut, owned: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def classify(
+    survey: Survey, judgement: Judgement, cut: Cut, owned: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
     """Return the class of every fragment, uint8[f].
 
     Metadata of a parsed volume and everything outside volumes is needed before anything can be
@@ -69,9 +71,7 @@ def draw(size: int, cut: Cut, digests: Digests, classes: NDArray[np.uint8]) -> D
     np.minimum.at(rank, content_of_fragment, rank_of_class[classes])
     contents = _contents(cut, digests, fragment, rank_of_class[rank])
 
-    start = np.concatenate(
-        [cut.unused[:, 0], cut.dropped[:, 0], cut.zero[:, 0], cut.disk_offset]
-    )
+    start = np.concatenate([cut.unused[:, 0], cut.dropped[:, 0], cut.zero[:, 0], cut.disk_offset])
     length = np.concatenate(
         [
             cut.unused[:, 1] - cut.unused[:, 0],

@@ -117,8 +117,9 @@ def pack(
             )
         disk.check_unchanged()
         map_bytes, hint_bytes = encode_map(prepared.map), encode_hints(prepared.hints)
-        config = describe(prepared, options.name, options.version, options.sources,
-                          map_bytes, hint_bytes)
+        config = describe(
+            prepared, options.name, options.version, options.sources, map_bytes, hint_bytes
+        )
         config_bytes = configs.encode(config)
         config_blob = writer.add(config_bytes)
         manifest = manifests.build(

@@ -73,9 +73,7 @@ def prepare(
     pieces = cut(surveyed, disk.source, dropped, keep_free=keep_free)
     reader = FragmentReader(pieces, disk.source)
     with progress.stage("hashing", int(pieces.size.sum())) as advance:
-        digests = digest_fragments(
-            pieces, reader, judgement.md5, jobs=jobs, progress=advance
-        )
+        digests = digest_fragments(pieces, reader, judgement.md5, jobs=jobs, progress=advance)
     classes = classify(surveyed, judgement, pieces, digests.owned)
     drawing = draw(surveyed.size, pieces, digests, classes)
     hints = note_hints(surveyed, judgement, pieces, drawing)

@@ -91,8 +91,11 @@ class PackSource:
     ) -> Iterator[Piece]:
         index = self._index
         ranges = list(
-            zip(index.frame_offset[frames].tolist(), index.stored_bytes[frames].tolist(),
-                strict=True)
+            zip(
+                index.frame_offset[frames].tolist(),
+                index.stored_bytes[frames].tolist(),
+                strict=True,
+            )
         )
         stored = self._layout.read_many(index.bundles[bundle], ranges)
         while True:
@@ -142,4 +145,3 @@ class PackSource:
             self._entry = np.full(len(wanted), -1, dtype=np.int64)
             self._entry[same] = held[match[same]]
         self._wanted = wanted
-

@@ -175,4 +175,3 @@ def _without(offers: Offers, rows: Rows) -> Offers:
     return Offers(
         offers.rows[keep], offers.cost_bytes[keep], offers.group[keep], offers.group_bytes
     )
-

@@ -18,8 +18,16 @@ FICLONERANGE = 0x4020940D
 
 CLONE_UNIT_BYTES = 4096
 _FALLOC_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
-_CANNOT_CLONE = {errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.EBADF,
-                 errno.EPERM, errno.ETXTBSY, errno.ENOSYS}
+_CANNOT_CLONE = {
+    errno.EXDEV,
+    errno.EOPNOTSUPP,
+    errno.EINVAL,
+    errno.ENOTTY,
+    errno.EBADF,
+    errno.EPERM,
+    errno.ETXTBSY,
+    errno.ENOSYS,
+}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -164,6 +172,4 @@ def _cannot_write(path: Path, error: OSError) -> Error:
         errno.EDQUOT: "the quota is used up; free some space and run the same command again",
         errno.EFBIG: "the file system cannot hold a file of this size; choose another one",
     }
-    return Error(
-        f"{path}: cannot write: {error.strerror}", hint=hints.get(error.errno or 0, "")
-    )
+    return Error(f"{path}: cannot write: {error.strerror}", hint=hints.get(error.errno or 0, ""))

@@ -168,13 +168,12 @@ def path_of(hints: Hints, row: int) -> str:
 
 def _keep_fetched(store: Store, gathering: Gathering, assembler: Assembler) -> None:
     """Put what travelled over the network into the store, so that it travels once."""
-    rows = gathering.fetched[
-        assembler.map.contents.classes[gathering.fetched] == Class.SHARED
-    ]
+    rows = gathering.fetched[assembler.map.contents.classes[gathering.fetched] == Class.SHARED]
     contents = assembler.map.contents
     for row in rows.tolist():
-        store.put(contents.digest[row].tobytes(), int(contents.size[row]),
-                  assembler.read_content(row))
+        store.put(
+            contents.digest[row].tobytes(), int(contents.size[row]), assembler.read_content(row)
+        )
 
 
 def _nobody_has(
@@ -209,11 +208,18 @@ def _convert(target: Output, container: str) -> None:
             hint="apt install qemu-utils (or unpack as raw)",
         )
     temporary = target.partial.with_name(target.path.name + f".{container}.partial")
-    command = [program, "convert", "-f", "raw", "-O", container, str(target.partial),
-               str(temporary)]
+    command = [
+        program,
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        container,
+        str(target.partial),
+        str(temporary),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         temporary.unlink(missing_ok=True)
         raise Error(f"{target.path}: qemu-img could not write it: {done.stderr.strip()}")
     target.commit_other(temporary)
-

@@ -116,5 +116,3 @@ def _filled(source: Source, zero: Ranges) -> Ranges:
             if np.frombuffer(source.pread(start, end - start), dtype=np.uint8).any():
                 found.append((start, end))
     return as_ranges(found)
-
-

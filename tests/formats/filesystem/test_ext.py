@@ -84,7 +84,7 @@ def read(image: Path) -> FileSystem:
 
 @functools.cache
 def aged_once(folder: Path, options: str) -> Path:
-    image = make(folder / f"aged {options}", 200, options)
+    image = make(folder / f"aged {options}", 100, options)
     with mounted(image) as root:
         age(root, seed=1)
     with mounted(image) as root:
