@@ -33,16 +33,20 @@ def read(source: Source) -> FileSystem:
     Raises Truncated, Corrupt, Unsupported when the superblock cannot be believed. Damage behind
     it gives the state "dirty", and what is damaged is not listed.
     """
+    try:
+        return _read(source)
+    except MemoryError as error:
+        raise FormatError("ext file system", 0, "more than memory can hold") from error
+
+
+def _read(source: Source) -> FileSystem:
     superblock = ext_space.read_superblock(source)
     reason = unfinished(superblock)
     try:
         layout = ext_space.read_layout(source, superblock)
     except Corrupt as error:
         return _result(superblock, reason or str(error), _Found())
-    try:
-        found = _read_files(source, layout)
-    except MemoryError as error:
-        raise FormatError("ext file system", 0, "more files than memory can hold") from error
+    found = _read_files(source, layout)
     if reason:
         return _result(superblock, reason, found)
     return _with_free(source, layout, found)

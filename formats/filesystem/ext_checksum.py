@@ -46,7 +46,7 @@ def crc32c(start: Words, rows: NDArray[np.uint8]) -> Words:
     are summed side by side and then joined.
     """
     count, length = rows.shape
-    if length % _PIECE_BYTES or length <= _PIECE_BYTES:
+    if count == 0 or length % _PIECE_BYTES or length <= _PIECE_BYTES:
         return _run(_CRC32C, start, rows)
     pieces = rows.reshape(-1, _PIECE_BYTES)
     sums = _run(_CRC32C, np.zeros(len(pieces), dtype=np.uint32), pieces).reshape(count, -1)

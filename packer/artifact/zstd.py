@@ -11,6 +11,10 @@ from packer.errors import InputError
 WINDOW_LOG_MAX = 27
 """A reader never reserves more than 2^27 bytes for a window, whatever a frame asks for."""
 
+QUICK_LEVEL = 1
+HOPELESS = 0.97
+"""Data that a fast level leaves this much of is compressed already."""
+
 
 def compress(data: bytes | memoryview, level: int) -> bytes:
     """Return `data` as one frame that records its size; the same bytes on every host.
@@ -26,6 +30,16 @@ def compress(data: bytes | memoryview, level: int) -> bytes:
             pyzstd.CParameter.nbWorkers: 0,
         },
     )
+
+
+def compress_within_reason(data: bytes, level: int) -> bytes:
+    """Return `data` as one frame, at a fast level if a slow one has nothing to gain.
+
+    Kernels, initramfs and pictures are compressed already: level 19 would try for seconds to take
+    off a thousandth.
+    """
+    quick = compress(data, QUICK_LEVEL)
+    return quick if len(quick) > HOPELESS * len(data) else compress(data, level)
 
 
 def decompress(frame: bytes | memoryview, size_bytes: int, what: str) -> bytes:

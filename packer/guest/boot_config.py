@@ -22,9 +22,9 @@ INITRAMFS = "initramfs"
 DEVICE_TREE = "device tree"
 
 MAX_CONFIGS = 256
-MAX_CONFIG_BYTES = 4 << 20
-MAX_REFERENCES = 10_000
-"""Files that one configuration may name; a menu with 100 kernels names 400."""
+MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIGS_BYTES = 4 << 20  # all together; a menu with 100 kernels takes 0.3 MB
+MAX_REFERENCES = 20_000  # all together; a menu with 100 kernels names 400 files
 
 GRUB = "GRUB"
 BLS = "Boot Loader Specification"
@@ -68,19 +68,27 @@ def find_configs(tree: Tree) -> list[Config]:
 
 
 def named_files(tree: Tree, configs: list[Config]) -> Iterator[tuple[int, str]]:
-    """Yield (stream, reason) of every file that the configurations name and that is there."""
+    """Yield (stream, reason) of every file that the configurations name and that is there.
+
+    What lies beyond MAX_CONFIGS_BYTES and MAX_REFERENCES is not followed, with a warning.
+    """
+    left_bytes, left_references = MAX_CONFIGS_BYTES, MAX_REFERENCES
     for config in configs:
-        data = tree.read(config.path, MAX_CONFIG_BYTES)
+        data = tree.read(config.path, min(MAX_CONFIG_BYTES, left_bytes))
+        left_bytes -= len(data)
         try:
-            named = list(islice(_named(config.language, data), MAX_REFERENCES))
+            named = list(islice(_named(config.language, data), left_references + 1))
         except FormatError as error:
             tree.warn(f"{config.path} is not followed: {error}")
             continue
-        for one in named:
+        if len(named) > left_references:
+            tree.warn(f"{config.path} names too many files: not all of them are followed")
+        for one in named[:left_references]:
             for place in _places(tree, config, one.path):
                 stream = tree.stream_of(place)
                 if stream is not None:
                     yield stream, one.reason
+        left_references = max(0, left_references - len(named))
 
 
 def language_of(path: str, *, on_esp: bool = False) -> str:

@@ -22,11 +22,11 @@ from packer.guest.tree import Tree
 STATUS = "/var/lib/dpkg/status"
 DIVERSIONS = "/var/lib/dpkg/diversions"
 
-MAX_STATUS_BYTES = 64 << 20  # 3,000 packages take 4 MB
+MAX_STATUS_BYTES = 24 << 20  # 3,000 packages take 4 MB
 MAX_DIVERSIONS_BYTES = 4 << 20
 MAX_RECORD_BYTES = 16 << 20  # the longest md5sums of Debian, of kernel headers, takes 2 MB
 MAX_RECORDS_BYTES = 256 << 20  # all of them together; 3,000 packages take 30 MB
-
+MAX_LISTS_BYTES = 32 << 20  # lists of packages whose claims contradict each other: few
 
 # Debian Policy 5.6.1, 5.6.12 and 5.6.8.
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
@@ -123,7 +123,7 @@ class _Records:
 
     def __init__(self, tree: Tree, row_of_key: dict[str, int]) -> None:
         self._tree = tree
-        self._left_bytes = MAX_RECORDS_BYTES
+        self._left_bytes = {"md5sums": MAX_RECORDS_BYTES, "list": MAX_LISTS_BYTES}
         self._damaged: list[str] = []
         self._md5sums: dict[int, str] = {}
         self._key = {row: key for key, row in row_of_key.items()}
@@ -141,7 +141,7 @@ class _Records:
         """Return path -> MD5 of a package's files; nothing where it has no such record."""
         path = self._md5sums.get(row, "")
         try:
-            return dpkg.parse_md5sums(self._read(path)) if path else {}
+            return dpkg.parse_md5sums(self._read(path, "md5sums")) if path else {}
         except FormatError as error:
             self._damaged.append(f"{path}: {error}")
             return {}
@@ -150,7 +150,8 @@ class _Records:
         """Return whether dpkg's list of the package's files names the path."""
         names = self._lists.get(row)
         if names is None:
-            names = frozenset(self._read(f"{dpkg.INFO}{self._key[row]}.list").split(b"\n"))
+            path_of_list = f"{dpkg.INFO}{self._key[row]}.list"
+            names = frozenset(self._read(path_of_list, "list").split(b"\n"))
             self._lists[row] = names
         return path.encode("utf-8", "surrogateescape") in names
 
@@ -162,9 +163,9 @@ class _Records:
                 f" count as private ({self._damaged[0]})"
             )
 
-    def _read(self, path: str) -> bytes:
-        data = self._tree.read(path, min(MAX_RECORD_BYTES, self._left_bytes))
-        self._left_bytes -= len(data)
+    def _read(self, path: str, kind: str) -> bytes:
+        data = self._tree.read(path, min(MAX_RECORD_BYTES, self._left_bytes[kind]))
+        self._left_bytes[kind] -= len(data)
         return data
 
 

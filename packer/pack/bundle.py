@@ -21,7 +21,7 @@ from packer.artifact.hints import NO_PACKAGE, Hints
 from packer.artifact.index import MAX_FRAME_BYTES, OWN_FRAME_BYTES, Index, offsets_in_bundles
 from packer.artifact.layout.base import BlobWriter, LayoutWriter
 from packer.artifact.manifest import Blob
-from packer.artifact.zstd import compress
+from packer.artifact.zstd import compress_within_reason
 from packer.errors import InUseError
 
 SHARED_FRAME_BYTES = BLOCK_BYTES
@@ -230,7 +230,7 @@ def _compress(frame: Frame, contents: Contents, read: ReadBlock, level: int) -> 
                 hint="shut the guest down and pack again",
             )
         pieces.append(data)
-    return compress(pieces[0] if len(pieces) == 1 else b"".join(pieces), level)
+    return compress_within_reason(pieces[0] if len(pieces) == 1 else b"".join(pieces), level)
 
 
 def _title(one: Class, titles: Sequence[str]) -> str:

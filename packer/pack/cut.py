@@ -166,7 +166,7 @@ def _cut_at_blocks(ranges: Ranges) -> Ranges:
 
 
 def _number(pieces: _Pieces, runs: Ranges, unused: Ranges, dropped: Ranges, zero: Ranges) -> Cut:
-    """Return the cut with fragments numbered by where on the disk they begin."""
+    """Return the cut with fragments numbered by where on the disk they first appear."""
     starts_new = np.ones(len(pieces.stream), dtype=bool)
     starts_new[1:] = (pieces.stream[1:] != pieces.stream[:-1]) | (
         pieces.file_offset[1:] != (pieces.file_offset + pieces.length)[:-1]
@@ -179,8 +179,9 @@ def _number(pieces: _Pieces, runs: Ranges, unused: Ranges, dropped: Ranges, zero
     stream = np.concatenate([pieces.stream[first], np.full(metadata, NO_STREAM, dtype=np.int64)])
     file_offset = np.concatenate([pieces.file_offset[first], np.zeros(metadata, dtype=np.int64)])
     size = np.concatenate([stream_sizes, runs[:, 1] - runs[:, 0]])
-    begins = np.concatenate([pieces.disk_offset[first], runs[:, 0]])
-    order = np.argsort(begins, kind="stable")
+    # The start of a fragmented file may lie behind its later parts.
+    lowest = np.minimum.reduceat(pieces.disk_offset, first) if len(first) else pieces.length[:0]
+    order = np.argsort(np.concatenate([lowest, runs[:, 0]]), kind="stable")
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
 

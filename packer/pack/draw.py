@@ -14,6 +14,7 @@ from packer.guest.model import Judgement
 from packer.pack.cut import NO_STREAM, Cut
 from packer.pack.digest import Digests
 from packer.survey.model import Survey
+from packer.survey.recognise import QUIET_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,15 @@ def classify(
     """Return the class of every fragment, uint8[f].
 
     Metadata of a parsed volume and everything outside volumes is needed before anything can be
-    resolved: boot. What lies in a volume that nobody can parse, or that is not clean, is private.
+    resolved: boot; so is a partition that holds a loader instead of a file system. What lies in
+    a volume that nobody can parse, or that is not clean, is private.
     """
     of_stream = cut.stream != NO_STREAM
     classes = np.full(len(cut.size), Class.BOOT, dtype=np.uint8)
     begins = cut.disk_offset[cut.extent_bounds()[:-1]]
     for volume in survey.volumes:
+        if volume.partition_type in QUIET_TYPES:
+            continue
         if volume.kind == "raw" or volume.state != "clean":
             inside = (begins >= volume.start) & (begins < volume.end)
             classes[inside & ~of_stream] = Class.PRIVATE

@@ -25,8 +25,8 @@ from packer.artifact import zstd
 from packer.artifact.contents import DIGEST_BYTES
 from packer.columns import PackedColumn, decode_column, encode_column
 from packer.errors import Error, InputError
-from packer.sources.directory import Tree, hash_files
 from packer.sources.memory import Memory, find_rows
+from packer.sources.tree import Tree, hash_files
 
 MAGIC = b"vmpackinv1\n"
 MAX_FILE_BYTES = 1 << 30

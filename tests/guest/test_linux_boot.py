@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from packer.guest.boot_config import MAX_REFERENCES
 from packer.guest.linux_boot import BOOT_REASONS, find_boot_set
 from packer.guest.tree import Tree
 from tests.guest.material import (
@@ -17,6 +18,7 @@ from tests.guest.material import (
     ext4,
     fat,
     gpt_disk,
+    guest_in_memory,
     tree_of,
     write_tree,
 )
@@ -207,6 +209,16 @@ def test_a_file_with_a_second_name_in_boot_is_in_the_set(tmp_path: Path) -> None
         "/boot/vmlinuz",
         "/kernel-elsewhere",
     }
+
+
+def test_a_menu_without_end_is_followed_for_a_while_and_warned_of() -> None:
+    menu = b"".join(b"linux /x%d\n" % i for i in range(MAX_REFERENCES + 10))
+    files = {"/etc/os-release": b"", "/boot/grub/grub.cfg": menu, "/boot/grub/more.cfg": menu}
+    tree = Tree(*guest_in_memory({**files, "/x5": b"kernel", f"/x{MAX_REFERENCES + 5}": b"late"}))
+    assert set(boot_set(tree)) == {"/boot/grub/grub.cfg", "/boot/grub/more.cfg", "/x5"}
+    assert [warning.split(" ", 1)[1] for warning in tree.warnings] == [
+        "names too many files: not all of them are followed"
+    ] * 2
 
 
 @pytest.mark.parametrize(

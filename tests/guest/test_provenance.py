@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from packer.guest.provenance import Provenance, find_provenance
 
 from packer.artifact.hints import Package
+from packer.guest.provenance import Provenance, find_provenance
 from packer.guest.tree import Tree
 from tests.guest.dpkg_guest import HAS_DPKG, Deb, DpkgRoot, own_architecture
 from tests.guest.material import ext4, needs_root, tree_of, write_tree

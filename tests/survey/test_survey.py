@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import random
 import resource
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +176,11 @@ def formatted_larger(size: int, *command: str) -> object:
     return make
 
 
+def squashfs(folder: Path) -> bytes:
+    run("mksquashfs", "/usr/share/doc/bash", folder / "made.img", "-no-progress")
+    return (folder / "made.img").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -203,7 +210,7 @@ def formatted_larger(size: int, *command: str) -> object:
         (made_by("mkfs.ntfs", "-q", "-F", "-f"), "NTFS"),
         (formatted_larger(320 * MIB, "mkfs.xfs", "-q", "-f"), "XFS"),
         (formatted_larger(128 * MIB, "mkfs.btrfs", "-q", "-f"), "btrfs"),
-        (made_by("mksquashfs", "/usr/share/doc/bash", "-noappend", "-quiet"), "squashfs"),
+        (squashfs, "squashfs"),
     ],
 )
 def test_what_other_tools_make_is_recognised(tmp_path: Path, make: object, words: str) -> None:
@@ -341,6 +348,21 @@ def test_a_survey_of_a_small_disk_costs_little(tmp_path: Path) -> None:
     with open_disk(path) as disk:
         survey(disk)
     assert time.monotonic() - begin < 2  # two children
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_a_disk_with_random_damage_is_surveyed_or_refused(tmp_path: Path, seed: int) -> None:
+    """Noise over metadata: whatever comes out is sound, and nothing but InputError escapes."""
+    path = disks.whole_disk(tmp_path)
+    chance = random.Random(seed)
+    for _ in range(30):
+        start = chance.choice([0, EXT.start, EXT.start, FAT.start, SWAP.start])
+        size = 34 * 512 if start == 0 else 128 * 1024
+        where = start + chance.randrange(512, size)
+        disks.write_at(path, where, chance.randbytes(chance.choice([1, 1, 4, 32])))
+    with suppress(InputError):
+        surveyed(path)
 
 
 @pytest.mark.slow

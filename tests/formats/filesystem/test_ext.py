@@ -306,6 +306,16 @@ def test_a_mounted_file_system_without_journal_is_dirty(tmp_path: Path) -> None:
     assert "VALID_FS" in found.state_reason
 
 
+@pytest.mark.parametrize(
+    "options", ["-J size=4", "-J size=4 -O ^flex_bg", "-J size=4 -O ^metadata_csum,^uninit_bg"]
+)
+def test_the_free_blocks_of_a_tebibyte_are_counted(tmp_path: Path, options: str) -> None:
+    image = make(tmp_path / "image", 1 << 20, f"-N 100000 -E lazy_itable_init=1 {options}")
+    found = read(image)
+    expected = dumped(image, "Free blocks") + dumped(image, "Total journal blocks") - 1
+    assert (found.state, total(found.free) // 4096) == ("clean", expected)
+
+
 def poke(image: Path, offset: int, data: bytes) -> None:
     with image.open("r+b") as file:
         file.seek(offset)

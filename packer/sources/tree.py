@@ -1,0 +1,404 @@
+"""The part of a file tree of this host that every user can read, safe to look at by hostile paths.
+
+Paths are resolved below ROOT by hand, as if ROOT were "/": a folder that is a symlink inside ROOT
+is followed (`/lib` of a merged /usr), nothing leaves ROOT or its file system, and a file is opened
+folder by folder from ROOT without following any link.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from array import array
+from collections.abc import Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packer.artifact.contents import DIGEST_BYTES
+from packer.sources.base import SourceError
+from packer.sources.memory import Memory, Stamps, as_stamps, hash_range, stamp_of
+
+Rows = NDArray[np.int64]
+
+# fmt: off
+LOCAL_TYPES = frozenset((
+    "bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs",
+    "nilfs2", "ntfs3", "overlay", "ramfs", "reiserfs", "squashfs", "tmpfs", "udf", "vfat", "xfs",
+    "zfs",
+))
+PSEUDO_TYPES = frozenset((
+    "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts",
+    "devtmpfs", "efivarfs", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore",
+    "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs",
+))
+# fmt: on
+"""Files of these are made up while they are read. What is in neither set (nfs, cifs, 9p, fuse and
+everything unknown) may hang or be somebody else's: it is read only where the user named it."""
+
+MAX_FOLDERS_DEEP = 128
+MAX_LINKS = 40  # as Linux, path_resolution(7)
+BATCH_FILES = 256
+BATCH_BYTES = 32 << 20
+
+_FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LIST_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_OTHERS_LIST = stat.S_IROTH | stat.S_IXOTH
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """k files of a tree. path: from ROOT, beginning with "/", free of links. stamp: int64[k, 5]."""
+
+    path: list[str]
+    stamp: Stamps
+
+    def take(self, rows: Rows) -> Files:
+        """Return some of them."""
+        return Files([self.path[row] for row in rows.tolist()], self.stamp[rows])
+
+
+class Tree:
+    """The part of one file system below ROOT that every user can read; any number of threads.
+
+    excluded: folders below ROOT ("/local") that are left out. explicit: the user named this ROOT,
+    so that network and FUSE file systems are accepted.
+    Raises SourceError when ROOT cannot be used.
+    """
+
+    def __init__(self, root: Path, *, explicit: bool, excluded: Sequence[str] = ()) -> None:
+        self.root = root
+        self._excluded = frozenset(excluded)
+        self._folders: dict[str, str | None] = {"": ""}
+        self._kinds: dict[str, str | None] = {}
+        try:
+            # ROOT itself may be a link: the user's word, unlike everything below.
+            self.fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SourceError(f"dir:{root}: {reason}", hint="name a folder of this host") from error
+        try:
+            self._check_root(explicit)
+        except SourceError:
+            os.close(self.fd)
+            raise
+
+    def _check_root(self, explicit: bool) -> None:
+        status = os.fstat(self.fd)
+        self._device = status.st_dev
+        kind = _file_system_type(self.fd)
+        self._files_elsewhere = kind == "overlay"  # its files may keep their layer's device number
+        if not status.st_mode & stat.S_IXOTH:
+            raise SourceError(
+                f"dir:{self.root}: only what every user can read is used,"
+                f" and others may not enter this folder (mode {stat.S_IMODE(status.st_mode):04o})",
+                hint=f"chmod o+x {self.root}, if its files are no secret to a mirror",
+            )
+        if kind in PSEUDO_TYPES:
+            raise SourceError(f"dir:{self.root}: a {kind} file system holds no stored files")
+        if kind not in LOCAL_TYPES and not explicit:
+            raise SourceError(
+                f"dir:{self.root}: lies on {kind or 'an unknown file system'}, which may hang"
+                " or belong to somebody else",
+                hint=f"name it to use it all the same: --from dir:{self.root}",
+            )
+
+    def close(self) -> None:
+        """Close ROOT."""
+        os.close(self.fd)
+
+    def names_of(self, path: str) -> tuple[str, ...]:
+        """Return the paths below ROOT where a guest path may lie, the likelier one first."""
+        inside = str(self.root).rstrip("/") + "/"
+        if len(inside) > 1 and path.startswith(inside):
+            return path[len(inside) - 1 :], path
+        return (path,)
+
+    def look_up(self, path: str) -> tuple[str, os.stat_result] | None:
+        """Return a file's path without links and its status; None for what is not offered.
+
+        path: from ROOT, beginning with "/"; anything at all, it may come from a pack.
+        """
+        folder, _, name = path.rpartition("/")
+        if folder not in self._folders:
+            self._folders[folder] = self._resolve(folder)
+        real = self._folders[folder]
+        if real is None or name in ("", ".", ".."):
+            return None
+        here = path if real == folder else f"{real}/{name}"
+        status = self._status(here)
+        return (here, status) if status is not None and self.is_open_to_all(status) else None
+
+    def is_open_to_all(self, status: os.stat_result) -> bool:
+        """Return whether this is a regular file of this file system that others may read."""
+        return (
+            stat.S_ISREG(status.st_mode)
+            and bool(status.st_mode & stat.S_IROTH)
+            and (status.st_dev == self._device or self._files_elsewhere)
+        )
+
+    def may_enter(self, status: os.stat_result) -> bool:
+        """Return whether this is a folder of this file system that others may enter."""
+        return (
+            stat.S_ISDIR(status.st_mode)
+            and bool(status.st_mode & stat.S_IXOTH)
+            and status.st_dev == self._device
+        )
+
+    def walk(self, sizes: Container[int] | None) -> Files:
+        """Return all files of the given sizes (None: of any but 0) that everybody can find.
+
+        Folders that others may not list are left out, whatever is in them. Names only: a file is
+        opened later and from ROOT, so that a folder that is moved meanwhile leads nowhere.
+        """
+        paths: list[str] = []
+        stamps: array[int] = array("q")
+        pending = [""]
+        while pending:
+            folder = pending.pop()
+            if folder in self._excluded or folder.count("/") > MAX_FOLDERS_DEEP:
+                continue
+            try:
+                fd = os.open(folder[1:] or ".", _LIST_FLAGS, dir_fd=self.fd)
+            except OSError as error:
+                _raise_if_exhausted(self.root, error)
+                continue
+            try:
+                status = os.fstat(fd)
+                if self.may_enter(status) and status.st_mode & _OTHERS_LIST == _OTHERS_LIST:
+                    self._list(fd, folder, sizes, pending, paths, stamps)
+            finally:
+                os.close(fd)
+        return Files(paths, as_stamps(stamps))
+
+    def _list(
+        self,
+        fd: int,
+        folder: str,
+        sizes: Container[int] | None,
+        pending: list[str],
+        paths: list[str],
+        stamps: array[int],
+    ) -> None:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                try:
+                    if entry.is_file(follow_symlinks=False):
+                        status = entry.stat(follow_symlinks=False)
+                        size = status.st_size
+                        wanted = size > 0 if sizes is None else size in sizes
+                        if wanted and self.is_open_to_all(status):
+                            paths.append(f"{folder}/{entry.name}")
+                            stamps.extend(stamp_of(status))
+                    elif entry.is_dir(follow_symlinks=False):
+                        pending.append(f"{folder}/{entry.name}")
+                except FileNotFoundError:
+                    continue
+
+    def _resolve(self, folder: str) -> str | None:
+        """Return a folder's path without links, or None where it may not be looked into."""
+        parts = folder.split("/")
+        if parts[0] or len(parts) > MAX_FOLDERS_DEEP or not {"", ".", ".."}.isdisjoint(parts[1:]):
+            return None
+        pending, real, links = parts[:0:-1], "", 0
+        while pending:
+            part = pending.pop()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                if not real:
+                    return None
+                real = real.rpartition("/")[0]
+                continue
+            here = f"{real}/{part}"
+            target = self._kind(here)
+            if target == "":
+                real = here
+                continue
+            links += 1
+            if target is None or links > MAX_LINKS:
+                return None
+            if target.startswith("/"):
+                real = ""
+                target = self.names_of(target)[0]
+            pending.extend(reversed(target.split("/")))
+        return real
+
+    def _kind(self, here: str) -> str | None:
+        """Return "" for a folder that others may enter, the target of a link, else None."""
+        if here not in self._kinds:
+            self._kinds[here] = self._read_kind(here)
+        return self._kinds[here]
+
+    def _read_kind(self, here: str) -> str | None:
+        status = self._status(here)
+        if status is None or here in self._excluded or here.count("/") > MAX_FOLDERS_DEEP:
+            return None
+        if not stat.S_ISLNK(status.st_mode):
+            return "" if self.may_enter(status) else None
+        try:
+            return os.readlink(here[1:], dir_fd=self.fd) or None
+        except OSError:
+            return None
+
+    def _status(self, here: str) -> os.stat_result | None:
+        try:
+            return os.stat(here[1:], dir_fd=self.fd, follow_symlinks=False)
+        except ValueError:  # a NUL, or letters that no file name of this host can have
+            return None
+        except OSError as error:
+            _raise_if_exhausted(self.root, error)
+            return None
+
+
+class Opener:
+    """Opens files of a tree, each folder held open until a file elsewhere is wanted; one thread.
+
+    Sorted paths make this nearly as cheap as opening the paths themselves.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._names: list[str] = []
+        self._fds: list[int] = []
+
+    def open(self, path: str, stamp: tuple[int, ...]) -> int | None:
+        """Return a descriptor of the file if it is still in the state that the stamp tells.
+
+        The status is compared before opening as well: opening a device can do something.
+        """
+        *folders, name = path[1:].split("/")
+        try:
+            folder = self._enter(folders)
+            if folder is None:
+                return None
+            if not self._is(os.stat(name, dir_fd=folder, follow_symlinks=False), stamp):
+                return None
+            fd = os.open(name, _FILE_FLAGS, dir_fd=folder)
+        except OSError as error:
+            _raise_if_exhausted(self._tree.root, error)
+            return None
+        if self._is(os.fstat(fd), stamp):
+            return fd
+        os.close(fd)
+        return None
+
+    def _is(self, status: os.stat_result, stamp: tuple[int, ...]) -> bool:
+        return self._tree.is_open_to_all(status) and stamp_of(status) == stamp
+
+    def _enter(self, folders: list[str]) -> int | None:
+        shared = 0
+        for ours, theirs in zip(self._names, folders, strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        while len(self._names) > shared:
+            self._names.pop()
+            os.close(self._fds.pop())
+        for name in folders[shared:]:
+            fd = os.open(name, _FOLDER_FLAGS, dir_fd=self._fds[-1] if self._fds else self._tree.fd)
+            if not self._tree.may_enter(os.fstat(fd)):
+                os.close(fd)
+                return None
+            self._names.append(name)
+            self._fds.append(fd)
+        return self._fds[-1] if self._fds else self._tree.fd
+
+    def close(self) -> None:
+        """Close the folders."""
+        self._names.clear()
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def hash_files(
+    tree: Tree, files: Files, start: Rows, length: Rows, memory: Memory | None
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return (digest uint8[k, 32], known bool[k]) of the range `[start, start + length)` of files.
+
+    Reads only what the memory does not know, with all processors, and tells it what was read. A
+    file that is not in its state any more, or changes while it is read, stays unknown.
+    """
+    digest = np.zeros((len(start), DIGEST_BYTES), dtype=np.uint8)
+    known = np.zeros(len(start), dtype=bool)
+    if memory is not None and len(start):
+        digest, known = memory.recall(files.stamp, start, length)
+    unread = np.flatnonzero(~known)
+    batches = _batches(np.array(sorted(unread.tolist(), key=files.path.__getitem__)), length)
+
+    def read(rows: Rows) -> list[bytes | None]:
+        opener = Opener(tree)
+        try:
+            return [
+                _hash(opener, files.path[row], files.stamp[row], int(start[row]), int(length[row]))
+                for row in rows.tolist()
+            ]
+        finally:
+            opener.close()
+
+    if not batches:
+        return digest, known
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        for rows, found in zip(batches, pool.map(read, batches), strict=True):
+            good = rows[[one is not None for one in found]]
+            whole = b"".join(one for one in found if one is not None)
+            digest[good] = np.frombuffer(whole, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+            known[good] = True
+            if memory is not None:
+                memory.remember(files.stamp[good], start[good], length[good], digest[good])
+    return digest, known
+
+
+def _hash(opener: Opener, path: str, stamp: Rows, start: int, length: int) -> bytes | None:
+    before = tuple(stamp.tolist())
+    fd = opener.open(path, before)
+    if fd is None:
+        return None
+    try:
+        digest = hash_range(fd, start, length)
+        return digest if stamp_of(os.fstat(fd)) == before else None
+    except OSError:  # a bad sector: somebody else may have the bytes
+        return None
+    finally:
+        os.close(fd)
+
+
+def _batches(rows: Rows, length: Rows) -> list[Rows]:
+    """Cut rows into batches of at most 256 files and, beyond one file, about 32 MiB."""
+    if len(rows) == 0:
+        return []
+    by_bytes = np.cumsum(length[rows]) // BATCH_BYTES
+    by_files = np.arange(len(rows)) // BATCH_FILES
+    cuts = np.flatnonzero((np.diff(by_bytes) > 0) | (np.diff(by_files) > 0)) + 1
+    return [part.astype(np.int64) for part in np.split(rows, cuts)]
+
+
+def _file_system_type(fd: int) -> str:
+    """Return the type of the file system that an open file lies on, "" when it cannot be told.
+
+    By mount ID (proc(5): /proc/PID/fdinfo, /proc/PID/mountinfo): device numbers of btrfs and
+    overlay are not those of their mounts, and mounts may cover each other.
+    """
+    try:
+        information = Path(f"/proc/self/fdinfo/{fd}").read_text("ascii").splitlines()
+        mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return ""
+    fields = dict(line.split(":", 1) for line in information if ":" in line)
+    identifier = fields.get("mnt_id", "").strip().encode()
+    for mount in mounts:
+        if mount.split(b" ", 1)[0] == identifier:
+            return mount.partition(b" - ")[2].split(b" ")[0].decode("ascii", "replace")
+    return ""
+
+
+def _raise_if_exhausted(root: Path, error: OSError) -> None:
+    """Raise SourceError for what is this process's trouble and not the file's."""
+    if error.errno in _EXHAUSTED:
+        raise SourceError(f"dir:{root}: {error.strerror}") from error
