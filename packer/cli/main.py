@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 
-from packer.cli import copy, inspect, inventory, key, pack, store, trust, unpack, verify
 from packer.errors import Error
 
 INTERRUPTED = 130
-VERBS = (pack, inspect, copy, unpack, verify, key, trust, store, inventory)
+VERBS = ("pack", "inspect", "copy", "unpack", "verify", "key", "trust", "store", "inventory")
+"""Each is a module beside this one, with `add_parser`."""
 
 EXIT_CODES = """\
 exit codes:
@@ -31,8 +32,16 @@ example:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+class _Version(argparse.Action):
+    """Look the version up only when it is asked for: that reads the installed metadata."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"vmpack {version('vmpack')}")
+        parser.exit()
+
+
+def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
+    """Return the parser of the command line; `verbs`: those to load."""
     parser = argparse.ArgumentParser(
         prog="vmpack",
         description="Pack an installed virtual machine into what nobody else has, "
@@ -40,16 +49,19 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"vmpack {version('vmpack')}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in VERBS:
-        verb.add_parser(verbs)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
+    actions = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in verbs:
+        import_module(f"packer.cli.{verb}").add_parser(actions)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    options = build_parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # A verb that is named at once is loaded alone: the others' libraries take longer than it does.
+    named = given[:1] if given[:1] and given[0] in VERBS else VERBS
+    options = build_parser(named).parse_args(given)
     try:
         code: int = options.run(options)
         sys.stdout.flush()
