@@ -45,13 +45,14 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         default=[],
         metavar="SOURCE",
         help="store: dir:/usr disk:other.qcow2 pack:other.vmpack deb:/folder apt: https://… ; "
-        "repeatable; default: the store, this host's package-owned trees, what the pack names",
+        "repeatable, besides the store; default: this host's package-owned trees and what the "
+        "pack names",
     )
     parser.add_argument("--format", choices=FORMATS, default="raw", help="default: %(default)s")
     parser.add_argument("--offline", action="store_true", help="do not use the network by default")
     parser.add_argument("--dry-run", action="store_true", help="print what would come from where")
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="another store")
-    parser.add_argument("--no-store", action="store_true", help="do not keep what is fetched")
+    parser.add_argument("--no-store", action="store_true", help="neither use nor fill the store")
     parser.add_argument("--force", action="store_true", help="replace the output")
     add_trust(parser)
     add_common(parser)
@@ -73,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
         named = options.sources or settings.sources
         if named:
             sources = opener.open_all(named)
+            if not options.no_store and not any(isinstance(one, Store) for one in sources):
+                sources.insert(0, store)  # what was fetched once is not fetched again
         else:
             sources, notes = opener.defaults(offline=options.offline)
             for note in notes:

@@ -112,7 +112,10 @@ def _stream_pieces(survey: Survey, dropped: Ranges) -> tuple[_Pieces, Ranges, Ra
     disk_offset = survey.disk_offset[rows]
     length = survey.length[rows]
     used = np.clip(survey.file_size[stream] - file_offset, 0, length)
-    slack = np.stack([disk_offset + used, disk_offset + length], axis=1)
+    # The journal of a volume that is not clean may know a larger size: its slack may be data.
+    clean = np.array([one.state == "clean" for one in survey.volumes], dtype=bool)
+    wiped = clean[survey.volume[stream]] if len(stream) else np.empty(0, dtype=bool)
+    slack = np.stack([disk_offset + used, disk_offset + length], axis=1)[wiped]
     some = used > 0
     pieces = _Pieces(stream[some], file_offset[some], disk_offset[some], used[some])
     return pieces, union(slack), subtract(unwritten_ranges, dropped)

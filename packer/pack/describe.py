@@ -62,7 +62,7 @@ def describe(
             ),
         ),
         hints=HintsRef(digest(hint_bytes), len(hint_bytes)),
-        sources=tuple(sources),
+        sources=(*sources, *_mirrors(prepared, sources)),
         dropped=tuple(
             Dropped(printable(one.what), total(one.ranges), printable(one.reason))
             for one in prepared.judgement.dropped
@@ -70,3 +70,9 @@ def describe(
         totals=Totals(of(Class.BOOT), of(Class.PRIVATE), of(Class.SHARED)),
         warnings=printable_warnings(prepared.judgement.warnings),
     )
+
+
+def _mirrors(prepared: Prepared, sources: Sequence[str]) -> tuple[str, ...]:
+    """Return "apt:" if a mirror of the distribution was found to have packages of this guest."""
+    listed = any(package.filename for package in prepared.hints.packages)
+    return ("apt:",) if listed and "apt:" not in sources else ()

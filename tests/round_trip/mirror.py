@@ -1,0 +1,92 @@
+"""A mirror that serves a folder, counts what it sends, can be slow, and can be made to misbehave."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.transport.servers import Answer, Server, content_range, serving
+
+PIECE = 1 << 14
+Spoil = Callable[[Answer, bytes], bytes | None]
+"""(request, the file's bytes) -> what to serve instead; None when the request was answered."""
+
+
+@dataclass(slots=True)
+class Mirror:
+    """What a mirror does and has done. Bytes are counted as they are handed to the network."""
+
+    folder: Path
+    bytes_per_second: float = 0
+    spoil: Spoil | None = None
+    url: str = ""
+    sent_bytes: int = 0
+    requests: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _next: float = 0
+
+    def wait_until_sent(self, count: int, limit_s: float = 60) -> None:
+        """Return when so many bytes have left."""
+        deadline = time.monotonic() + limit_s
+        while self.sent_bytes < count:
+            assert time.monotonic() < deadline, f"{self.sent_bytes} of {count} bytes were asked for"
+            time.sleep(0.002)
+
+    def answer(self, request: Answer, number: int) -> None:
+        path = self.folder / request.path.lstrip("/")
+        if ".." in path.parts or not path.is_file():
+            return request.give(404, {"Content-Length": "0"}, b"")
+        data: bytes | None = path.read_bytes()
+        if self.spoil is not None and data is not None:
+            data = self.spoil(request, data)
+        if data is None:
+            return None
+        start, end = request.wanted(len(data)) or (0, len(data))
+        if start >= len(data) > 0:
+            return request.give(416, {"Content-Length": "0"}, b"")
+        whole = (start, end) == (0, len(data)) and "Range" not in request.headers
+        request.send_response(200 if whole else 206)
+        headers = {"Content-Length": str(end - start)}
+        for name, value in (headers if whole else content_range(start, end, len(data))).items():
+            request.send_header(name, value)
+        request.end_headers()
+        with self._lock:
+            self.requests += 1
+        for position in range(start, end, PIECE):
+            piece = data[position : min(end, position + PIECE)]
+            self._wait_for_turn(len(piece))
+            request.wfile.write(piece)
+            with self._lock:
+                self.sent_bytes += len(piece)
+        return None
+
+    def _wait_for_turn(self, count: int) -> None:
+        if not self.bytes_per_second:
+            return
+        with self._lock:
+            self._next = max(self._next, time.monotonic()) + count / self.bytes_per_second
+            turn = self._next
+        time.sleep(max(0.0, turn - time.monotonic()))
+
+
+@contextmanager
+def mirror(
+    folder: Path, *, bytes_per_second: float = 0, spoil: Spoil | None = None
+) -> Iterator[Mirror]:
+    """A mirror of a folder on loopback."""
+    one = Mirror(folder, bytes_per_second, spoil)
+    with serving(one.answer) as server:
+        _keep_little_under_way(server)
+        one.url = f"{server.url}/"
+        yield one
+
+
+def _keep_little_under_way(server: Server) -> None:
+    """Small socket buffers, so that what was counted as sent has about arrived."""
+    import socket
+
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)

@@ -1,0 +1,159 @@
+"""pack, carry, unpack: the disk comes back, and boots."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fixtures.boot import boot
+from tests.round_trip.command import Vmpack, content_bytes
+from tests.round_trip.disks import check_ext4, differences, filled
+from tests.round_trip.ext4_oracle import unseen
+from tests.round_trip.mirror import mirror
+from tests.round_trip.packs import Guest, Packed
+from tests.transport.servers import nginx
+
+pytestmark = pytest.mark.guest
+MB = 1_000_000
+slow = pytest.mark.slow
+GUESTS = ("busybox", pytest.param("debian-bios", marks=slow), pytest.param("debian-uefi", marks=slow))
+Pack = Callable[[str], Packed]
+
+
+def lost_ranges(vmpack: Vmpack, disk: Path, pack: Path) -> list[list[int]]:
+    """What the pack lists as unused or dropped, after the disk was proven against it."""
+    report = vmpack.json("verify", disk, pack)
+    assert report["right"]
+    assert report["wrong"] == []
+    ranges: list[list[int]] = report["unused"] + report["dropped"]
+    return ranges
+
+
+def prove(vmpack: Vmpack, disk: Path, pack: Packed) -> None:
+    """The disk is the original but for what the pack lists, and zero there."""
+    original = pack.guest.image
+    lost = lost_ranges(vmpack, disk, pack.boot)
+    assert lost_ranges(vmpack, original, pack.boot) == lost
+    assert differences(original, disk, lost) == []
+    assert filled(disk, lost) == []
+    assert vmpack.json("verify", disk, pack.boot, "--exact")["right"]
+
+
+def boots(disk: Path, guest: Guest) -> None:
+    """This boot's nonce comes, from this disk, and the digests that the guest keeps of its files
+    hold.
+    """
+    nonce = secrets.token_hex(8)
+    result = boot(disk, firmware=guest.firmware, nonce=nonce)
+    assert (result.nonce, result.digests_ok) == (nonce, True), result.console[-3000:]
+    assert result.disk_nonce == guest.facts["nonce"]
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_a_thin_copy_this_hosts_files_and_a_mirror_give_a_disk_that_boots(
+    run_vmpack: Vmpack, pack_guest: Pack, name: str, room: Path
+) -> None:
+    pack = pack_guest(name)
+    disk = room / "rebuilt.raw"
+    with nginx(pack.full, room / "nginx") as url:
+        report = run_vmpack.json(
+            "unpack", pack.thin, "--output", disk, "--from", "dir:/", "--from", f"{url}/"
+        )
+    carried = content_bytes(report, "pack:")
+    assert sum(one["content_bytes"] for one in report["supplied"]) == report["content_bytes"]
+    assert carried > 20 * MB
+    if name != "busybox":  # whose thin copy is complete: no package database, so nothing is shared
+        assert content_bytes(report, "dir:/") > 100 * MB
+        assert content_bytes(report, "http") > 0
+    prove(run_vmpack, disk, pack)
+    check_ext4(disk, pack.guest.root_offset)
+    boots(disk, pack.guest)
+
+
+@pytest.mark.parametrize("name", ["busybox", pytest.param("debian-bios", marks=slow)])
+def test_a_boot_copy_fetches_the_rest_from_a_mirror(
+    run_vmpack: Vmpack, pack_guest: Pack, name: str, room: Path
+) -> None:
+    pack = pack_guest(name)
+    disk = room / "rebuilt.raw"
+    with mirror(pack.full) as full:
+        report = run_vmpack.json(
+            "unpack", pack.boot, "--output", disk, "--from", full.url, "--no-store"
+        )
+        fetched = content_bytes(report, "http")
+        bundles = sum(path.stat().st_size for path in (pack.full / "blobs/sha256").iterdir())
+        assert 0 < full.sent_bytes < bundles - pack.boot.stat().st_size / 2
+    assert content_bytes(report, "pack:") + fetched == report["content_bytes"]
+    prove(run_vmpack, disk, pack)
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_what_the_distribution_has_comes_from_its_packages(
+    run_vmpack: Vmpack, pack_guest: Pack, room: Path
+) -> None:
+    pack = pack_guest("debian-bios")
+    if "pool/" not in run_vmpack.good("inspect", "--stubs", pack.full):
+        pytest.skip("the mirrors that apt is configured with did not answer when this was packed")
+    disk = room / "rebuilt.raw"
+    report = run_vmpack.json(
+        "unpack", pack.thin, "--output", disk, "--from", "apt:", "--from", f"pack:{pack.full}",
+        "--no-store",
+    )  # fmt: skip
+    assert content_bytes(report, "apt:") > 100 * MB, report
+    prove(run_vmpack, disk, pack)
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_only_what_e2fsprogs_calls_unseen_is_lost(
+    run_vmpack: Vmpack, pack_guest: Pack, name: str
+) -> None:
+    """The other oracle: e2fsprogs, and where the swap partition lies; not our own map."""
+    pack = pack_guest(name)
+    image, guest = pack.guest.image, pack.guest
+    lost = lost_ranges(run_vmpack, image, pack.boot)
+    allowed = unseen(image, guest.root_offset).all()
+    if "swap" in guest.facts["partitions"]:
+        start, end = guest.partition("swap")
+        allowed.append((start + 4096, end))  # after its header
+    if "esp" in guest.facts["partitions"]:
+        allowed.append(guest.partition("esp"))  # a FAT: see the test with noise
+    assert not_within(lost, allowed) == []
+    free = sum(end - start for start, end in unseen(image, guest.root_offset).free)
+    assert sum(end - start for start, end in lost) > 0.99 * free
+
+
+def not_within(ranges: list[list[int]], allowed: list[tuple[int, int]]) -> list[list[int]]:
+    """Those ranges that do not lie inside the union of the allowed ones."""
+    union: list[tuple[int, int]] = []
+    for start, end in sorted(allowed):
+        if union and start <= union[-1][1]:
+            union[-1] = (union[-1][0], max(union[-1][1], end))
+        else:
+            union.append((start, end))
+    starts = [start for start, _ in union]
+    outside = []
+    for start, end in sorted(map(tuple, ranges)):
+        row = __import__("bisect").bisect_right(starts, start) - 1
+        if row < 0 or union[row][1] < end:
+            outside.append([start, end])
+    return outside
+
+
+def test_a_pack_in_which_everything_is_kept_gives_back_every_byte(
+    author: Vmpack, busybox: Packed, room: Path
+) -> None:
+    author.good("pack", busybox.guest.image, "-o", room / "all.vmpack", "--keep-free",
+                "--no-packages", "--level", "1")  # fmt: skip
+    author.good("unpack", room / "all.vmpack", "-o", room / "rebuilt.raw", "--from", "store:")
+    assert (room / "rebuilt.raw").read_bytes() == busybox.guest.image.read_bytes()
+    assert os.stat(room / "rebuilt.raw").st_blocks * 512 < 100 * MB
+
+
+def note(report: dict[str, Any]) -> str:
+    return str(report)
