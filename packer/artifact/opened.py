@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Self
 
 from packer.artifact import config as configs
 from packer.artifact import manifest as manifests
@@ -105,6 +106,12 @@ class OpenedPack:
     def close(self) -> None:
         """Close the layout."""
         self.layout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _part(self, layer: Descriptor) -> bytes:
         return read_blob(self.layout, layer.digest, MAX_PART_BYTES)

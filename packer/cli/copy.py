@@ -38,8 +38,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """Copy."""
-    pack = open_pack(options.pack)
-    try:
+    with open_pack(options.pack) as pack:
         report = copy_pack(
             pack,
             options.destination,
@@ -47,8 +46,6 @@ def run(options: argparse.Namespace) -> int:
             replace=options.force,
             progress=progress_of(options),
         )
-    finally:
-        pack.close()
     if options.json:
         print_json(
             {

@@ -55,12 +55,9 @@ def run(options: argparse.Namespace) -> int:
         else:
             _print_image(report, files=options.files)
         return 0
-    pack = open_pack(options.what)
-    try:
+    with open_pack(options.what) as pack:
         summary = inspect_pack(pack)
         stubs = list(stubs_of(pack)) if options.stubs else []
-    finally:
-        pack.close()
     if options.json:
         listed = {"stubs": msgspec.to_builtins(stubs)} if options.stubs else {}
         print_json(msgspec.to_builtins(summary) | listed)

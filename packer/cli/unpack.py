@@ -21,7 +21,6 @@ from packer.cli.options import (
 )
 from packer.cli.settings import load_settings
 from packer.errors import MissingError
-from packer.sources.base import Source
 from packer.sources.open import SourceOpener, open_pack
 from packer.sources.store import Store
 from packer.text import format_bytes, format_table
@@ -65,21 +64,18 @@ def run(options: argparse.Namespace) -> int:
         options.parser.error("the following arguments are required: --output/-o")
     started = time.monotonic()
     settings = load_settings()
-    pack = open_pack(options.pack)
     store = Store(options.store or settings.store or host.data_dir() / "store")
-    verdict = accept(pack, options)
-    opener = SourceOpener(store, pack)
-    sources: list[Source] = []
-    try:
+    with open_pack(options.pack) as pack, SourceOpener(store, pack) as opener:
+        verdict = accept(pack, options)
         named = options.sources or settings.sources
         if named:
             sources = opener.open_all(named)
-            if not options.no_store and not any(isinstance(one, Store) for one in sources):
-                sources.insert(0, store)  # what was fetched once is not fetched again
         else:
             sources, notes = opener.defaults(offline=options.offline)
             for note in notes:
                 print(f"vmpack: note: {note}", file=sys.stderr)
+        if not options.no_store and store.uri not in named:
+            sources.insert(0, store)  # what was fetched once is not fetched again
         if options.dry_run:
             return _show_plan(dry_run(pack, sources, progress_of(options)), as_json=options.json)
         report = unpack(
@@ -92,11 +88,6 @@ def run(options: argparse.Namespace) -> int:
             jobs=jobs_of(options),
             progress=progress_of(options),
         )
-    finally:
-        for source in sources:
-            source.close()
-        opener.close()
-        pack.close()
     TrustStore().remember(verdict)
     for line in [text for one in report.supplied for text in one.complaints]:
         print(f"vmpack: note: {line}", file=sys.stderr)

@@ -44,8 +44,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """Verify."""
-    pack = open_pack(options.pack)
-    try:
+    with open_pack(options.pack) as pack:
         accept(pack, options)
         report = verify(
             options.disk,
@@ -54,8 +53,6 @@ def run(options: argparse.Namespace) -> int:
             jobs=jobs_of(options),
             progress=progress_of(options),
         )
-    finally:
-        pack.close()
     if options.json:
         print_json(_as_json(report))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 from packer import host
 from packer.artifact.layout.base import Layout
@@ -50,6 +51,7 @@ class SourceOpener:
     def __init__(self, store: Store, pack: OpenedPack | None = None) -> None:
         self._pack = pack
         self._store = store
+        self._opened: list[Source] = []
         self._memory = Memory(host.cache_dir() / "files.sqlite")
 
     def open_all(self, uris: Sequence[str]) -> list[Source]:
@@ -57,17 +59,17 @@ class SourceOpener:
 
         Raises UsageError for a URI of no known kind, Error for a source that is not there.
         """
-        return [self.open(uri) for uri in uris]
+        return [self.open(uri) for uri in dict.fromkeys(uris)]
 
     def defaults(self, *, offline: bool) -> tuple[list[Source], list[str]]:
         """Return (sources to use when the user named none, notes about those left out).
 
-        The store, this host's package-owned trees, package files that apt has kept, and what the
-        pack recommends.
+        This host's package-owned trees, package files that apt has kept, and what the pack
+        recommends.
         """
-        sources: list[Source] = [self._store, *default_sources(self._memory)]
+        sources: list[Source] = self._keep(default_sources(self._memory))
         if APT_ARCHIVES.is_dir():
-            sources.append(DebSource(APT_ARCHIVES))
+            sources += self._keep([DebSource(APT_ARCHIVES)])
         notes: list[str] = []
         for uri in self._pack.config.sources if self._pack else ():
             if uri.partition(":")[0] not in NETWORK_SCHEMES:
@@ -83,7 +85,7 @@ class SourceOpener:
         """Return one source. Raises UsageError and Error as `open_all` does."""
         kind, colon, rest = uri.partition(":")
         if kind in ("https", "http"):
-            return self._other_pack(uri, uri)
+            return self._keep([self._other_pack(uri, uri)])[0]
         makers: dict[str, Callable[[str], Source]] = {
             "store": lambda folder: Store(Path(folder)) if folder else self._store,
             "apt": lambda _: AptSource(host.cache_dir() / "packages"),
@@ -94,11 +96,23 @@ class SourceOpener:
         }
         if not colon or kind not in makers or not (rest or kind in ("store", "apt")):
             raise UsageError(f"{uri}: not a source; expected one of {KINDS}")
-        return makers[kind](rest)
+        return self._keep([makers[kind](rest)])[0]
 
     def close(self) -> None:
-        """Close the memory; sources are closed by who opened them."""
+        """Close every source that was opened here, and their memory."""
+        for source in self._opened:
+            source.close()
         self._memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _keep(self, sources: Sequence[Source]) -> list[Source]:
+        self._opened.extend(sources)
+        return list(sources)
 
     def _other_pack(self, uri: str, location: str) -> Source:
         other = open_pack(location)

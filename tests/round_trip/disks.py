@@ -7,6 +7,7 @@ import os
 import random
 import stat
 import subprocess
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,18 @@ def joined(ranges: Sequence[Sequence[int]]) -> list[Range]:
         elif start < end:
             found.append((start, end))
     return found
+
+
+def not_within(ranges: Sequence[Sequence[int]], allowed: Sequence[Range]) -> list[Range]:
+    """Those ranges that do not lie inside the union of the allowed ones."""
+    union = joined(allowed)
+    starts = [start for start, _ in union]
+    outside = []
+    for start, end in joined(ranges):
+        row = bisect_right(starts, start) - 1
+        if row < 0 or union[row][1] < end:
+            outside.append((start, end))
+    return outside
 
 
 def differences(

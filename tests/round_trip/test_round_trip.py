@@ -6,13 +6,12 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fixtures.boot import boot
 from tests.round_trip.command import Vmpack, content_bytes
-from tests.round_trip.disks import check_ext4, differences, filled
+from tests.round_trip.disks import check_ext4, differences, filled, not_within
 from tests.round_trip.ext4_oracle import unseen
 from tests.round_trip.mirror import mirror
 from tests.round_trip.packs import Guest, Packed
@@ -128,23 +127,6 @@ def test_only_what_e2fsprogs_calls_unseen_is_lost(
     assert sum(end - start for start, end in lost) > 0.99 * free
 
 
-def not_within(ranges: list[list[int]], allowed: list[tuple[int, int]]) -> list[list[int]]:
-    """Those ranges that do not lie inside the union of the allowed ones."""
-    union: list[tuple[int, int]] = []
-    for start, end in sorted(allowed):
-        if union and start <= union[-1][1]:
-            union[-1] = (union[-1][0], max(union[-1][1], end))
-        else:
-            union.append((start, end))
-    starts = [start for start, _ in union]
-    outside = []
-    for start, end in sorted(map(tuple, ranges)):
-        row = __import__("bisect").bisect_right(starts, start) - 1
-        if row < 0 or union[row][1] < end:
-            outside.append([start, end])
-    return outside
-
-
 def test_a_pack_in_which_everything_is_kept_gives_back_every_byte(
     author: Vmpack, busybox: Packed, room: Path
 ) -> None:
@@ -154,6 +136,3 @@ def test_a_pack_in_which_everything_is_kept_gives_back_every_byte(
     assert (room / "rebuilt.raw").read_bytes() == busybox.guest.image.read_bytes()
     assert os.stat(room / "rebuilt.raw").st_blocks * 512 < 100 * MB
 
-
-def note(report: dict[str, Any]) -> str:
-    return str(report)
