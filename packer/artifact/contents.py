@@ -35,7 +35,7 @@ class Contents:
     classes: NDArray[np.uint8]
     blocks: NDArray[np.uint8]
     block_start: NDArray[np.int64]
-    """int64[n + 1]: rows of `blocks` that belong to row i are [block_start[i], block_start[i+1])."""
+    """int64[n + 1]: row i has the rows [block_start[i], block_start[i + 1]) of `blocks`."""
 
     def __len__(self) -> int:
         return len(self.size)

@@ -14,6 +14,7 @@ from packer.artifact.keys import PrivateKey, default_key_path, load_private
 from packer.artifact.opened import OpenedPack
 from packer.artifact.trust import Verdict, judge
 from packer.artifact.trust_store import TrustStore
+from packer.cli.settings import load_settings
 from packer.errors import UsageError
 from packer.progress import Progress, for_terminal
 
@@ -111,8 +112,8 @@ def ask_new_passphrase() -> str:
 
 
 def jobs_of(options: argparse.Namespace) -> int:
-    """Return how many threads to use."""
-    return int(options.jobs or os.cpu_count() or 1)
+    """Return how many threads to use: as asked for, as the settings say, or one a core."""
+    return int(options.jobs or load_settings().jobs or os.cpu_count() or 1)
 
 
 def accept(pack: OpenedPack, options: argparse.Namespace) -> Verdict:

@@ -48,7 +48,7 @@ class ForbiddenError(TransportError):
     """The server does not hand this out (401, 403, 407); some say so of what is not there."""
 
 
-class Transient(Exception):  # noqa: N818 - not for people: what may go better next time
+class Transient(Exception):
     """A failure after which the same request may succeed; never leaves this package."""
 
     def __init__(self, reason: str, after_seconds: float | None = None) -> None:

@@ -167,13 +167,19 @@ def path_of(hints: Hints, row: int) -> str:
 
 
 def _keep_fetched(store: Store, gathering: Gathering, assembler: Assembler) -> None:
-    """Put what travelled over the network into the store, so that it travels once."""
-    rows = gathering.fetched[assembler.map.contents.classes[gathering.fetched] == Class.SHARED]
+    """Put what travelled over the network into the store, so that it travels once.
+
+    A store that cannot be written costs the next fetch, not this disk: it is noted.
+    """
     contents = assembler.map.contents
-    for row in rows.tolist():
-        store.put(
-            contents.digest[row].tobytes(), int(contents.size[row]), assembler.read_content(row)
-        )
+    rows = gathering.fetched[contents.classes[gathering.fetched] == Class.SHARED]
+    try:
+        for row in rows.tolist():
+            digest, size = bytes(contents.digest[row]), int(contents.size[row])
+            store.put(digest, size, assembler.read_content(row))
+    except SourceError as error:
+        record = gathering.supplied.setdefault(store.uri, Supplied(store.uri))
+        record.complaints.append(f"nothing more is kept: {error}")
 
 
 def _nobody_has(
