@@ -22,6 +22,7 @@ from packer.cli.options import (
 from packer.cli.show import guest_line
 from packer.errors import UsageError
 from packer.pack.against import Against, inventory_holds, source_holds
+from packer.pack.clean_rules import GROUPS
 from packer.pack.pack import LEVELS, PackOptions, PackReport, pack
 from packer.sources.apt_index import resolve
 from packer.sources.open import open_source
@@ -68,7 +69,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         const="default",
         default=None,
         metavar="WHAT",
-        help="first remove temporary files, caches and logs from a copy of the image",
+        help="first remove temporary files, caches and logs (--clean), or what is named "
+        f"(--clean={','.join(GROUPS)},/opt/demo/cache/*), from a Linux guest; in an overlay, the "
+        "image stays as it is. Needs libguestfs; two such packs of one image are never the same",
     )
     parser.add_argument("--backing", type=Path, metavar="FILE", help="backing file of a qcow2")
     parser.add_argument(

@@ -98,8 +98,12 @@ def cut(survey: Survey, source: Source, dropped: Ranges, *, keep_free: bool = Fa
 def _stream_pieces(survey: Survey, dropped: Ranges) -> tuple[_Pieces, Ranges, Ranges]:
     """Return (pieces of streams, slack after the last byte of files, unwritten extents)."""
     end = survey.disk_offset + survey.length
+    # The journal of a volume that is not clean may know more: a larger file, an extent that was
+    # written. There, neither slack nor unwritten extents are unused.
+    clean_volumes = np.array([one.state == "clean" for one in survey.volumes], dtype=bool)
+    clean = clean_volumes[survey.volume[survey.stream]]
     unwritten = survey.kind != DATA
-    unwritten_ranges = union(np.stack([survey.disk_offset, end], axis=1)[unwritten])
+    unwritten_ranges = union(np.stack([survey.disk_offset, end], axis=1)[unwritten & clean])
     rows = ~unwritten
     if len(dropped):
         # A stream that loses a part cannot be named by one digest: what is left of it is raw.
@@ -112,10 +116,7 @@ def _stream_pieces(survey: Survey, dropped: Ranges) -> tuple[_Pieces, Ranges, Ra
     disk_offset = survey.disk_offset[rows]
     length = survey.length[rows]
     used = np.clip(survey.file_size[stream] - file_offset, 0, length)
-    # The journal of a volume that is not clean may know a larger size: its slack may be data.
-    clean = np.array([one.state == "clean" for one in survey.volumes], dtype=bool)
-    wiped = clean[survey.volume[stream]] if len(stream) else np.empty(0, dtype=bool)
-    slack = np.stack([disk_offset + used, disk_offset + length], axis=1)[wiped]
+    slack = np.stack([disk_offset + used, disk_offset + length], axis=1)[clean[rows]]
     some = used > 0
     pieces = _Pieces(stream[some], file_offset[some], disk_offset[some], used[some])
     return pieces, union(slack), subtract(unwritten_ranges, dropped)

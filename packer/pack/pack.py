@@ -20,10 +20,10 @@ from packer.artifact.signature import sign
 from packer.artifact.zstd import compress
 from packer.pack.against import Against
 from packer.pack.bundle import write_bundles
+from packer.pack.clean import open_cleaned
 from packer.pack.describe import describe
 from packer.pack.prepare import Resolve, prepare
 from packer.progress import Progress, Silent
-from packer.survey.disk import open_disk
 
 TABLE_LEVEL = 19
 """zstd level of map, hints and index: small, and in every copy."""
@@ -90,8 +90,11 @@ def pack(
     """
     progress = progress or Silent()
     with (
-        open_disk(image, backing=options.backing) as disk,
         create_layout(output, replace=options.replace) as writer,
+        open_cleaned(image, options.clean, backing=options.backing, progress=progress) as (
+            disk,
+            removed,
+        ),
     ):
         prepared = prepare(
             disk,
@@ -140,6 +143,6 @@ def pack(
         prepared.map.bytes_of_kind(Kind.UNUSED),
         prepared.map.bytes_of_kind(Kind.ZERO),
         tuple(key.public.fingerprint for key in keys),
-        (),
+        removed,
         tuple(config.warnings),
     )

@@ -12,7 +12,7 @@ from formats.ranges import empty_ranges, union
 from packer.artifact.contents import BLOCK_BYTES, Class
 from packer.artifact.hints import Hints, Package
 from packer.artifact.map import Map
-from packer.errors import InUseError
+from packer.errors import InputError, InUseError
 from packer.guest.judge import judge
 from packer.guest.model import Judgement
 from packer.pack.against import Against
@@ -63,6 +63,8 @@ def prepare(
 
     Raises InUseError for a guest that is hibernated, InputError for a disk that nobody can read.
     """
+    if disk.size == 0:
+        raise InputError(f"{disk.path}: expected a disk, found an empty file")
     surveyed = survey(disk)
     judgement = judge(surveyed, disk.source)
     if judgement.refusals:

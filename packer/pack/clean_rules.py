@@ -1,0 +1,293 @@
+"""What `--clean` takes out of a Linux guest: named groups, the user's patterns, what they select.
+
+Groups list what is known to come back by itself. `/var/cache` is no such place as a whole: Debian
+keeps the answers of debconf there, bind its zones, cracklib its dictionary.
+
+A service that has given up root cannot make its log anew in a folder of root's, so a log that is
+not root's alone is emptied, not removed: owner, mode and SELinux label stay (logrotate(8), "create"
+serves the same case).
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal, Protocol
+
+from packer.errors import UsageError
+from packer.text import format_bytes
+
+Action = Literal["remove", "files", "logs", "empty"]
+"""remove: the path and all below it. files: plain files at or below the path; folders, with their
+owners and modes, stay. logs: as files, but see above. empty: the plain file becomes empty."""
+
+DEFAULT = ("tmp", "cache", "logs")
+_BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own are; stat(2)
+_NAMED_PLACES = 3
+_MAGIC = re.compile(r"[*?[]")
+_ONLY_MAGIC = re.compile(r"[*?]+")
+# Nobody writes on into these: what logrotate and newsyslog leave behind, and systemd's journal.
+_ROTATED = re.compile(r"(\.(\d+|old|gz|xz|zst|bz2)|-\d{8,}|\.journal~?)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A pattern of absolute guest paths and what is done to what it selects.
+
+    `*`, `?` and `[…]` stand within one folder, a leading dot is a character like others.
+    """
+
+    pattern: str
+    action: Action = "remove"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rules under a name. note: what an author must know when it took something."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    note: str = ""
+
+
+def _rules(action: Action, *patterns: str) -> tuple[Rule, ...]:
+    return tuple(Rule(pattern, action) for pattern in patterns)
+
+
+GROUPS: dict[str, Group] = {
+    one.name: one
+    for one in (
+        Group("tmp", _rules("remove", "/tmp/*", "/var/tmp/*")),
+        Group(
+            "cache",
+            _rules(
+                "files",
+                "/var/cache/apt/*",
+                "/var/lib/apt/lists/*",
+                "/var/cache/dnf/*",
+                "/var/cache/libdnf5/*",
+                "/var/cache/yum/*",
+                "/var/cache/zypp/*",
+                "/var/cache/pacman/pkg/*",
+                "/var/cache/apk/*",
+                "/var/cache/PackageKit/*",
+                "/var/cache/swcatalog/*",
+                "/var/cache/app-info/*",
+                "/var/cache/man/*",
+                "/var/cache/ldconfig/*",
+                "/var/cache/snapd/*",
+                "/var/lib/snapd/cache/*",
+                "/root/.cache/*",
+                "/home/*/.cache/*",
+            ),
+        ),
+        Group(
+            "logs",
+            (
+                *_rules("logs", "/var/log/*"),
+                *_rules("files", "/var/crash/*", "/var/lib/systemd/coredump/*"),
+            ),
+        ),
+        Group(
+            "identity",
+            (
+                # machine-id(5), "Initialization": empty, not missing, in an image
+                *_rules("empty", "/etc/machine-id"),
+                *_rules("remove", "/etc/ssh/ssh_host_*"),
+                *_rules(
+                    "files",
+                    "/var/lib/dbus/machine-id",
+                    "/var/lib/systemd/random-seed",
+                    "/var/lib/dhcp/*.lease*",
+                    "/var/lib/dhclient/*.lease*",
+                    "/var/lib/dhcpcd/*.lease*",
+                    "/var/lib/NetworkManager/*.lease",
+                    "/var/lib/NetworkManager/secret_key",
+                    "/etc/udev/rules.d/70-persistent-net.rules",
+                ),
+            ),
+            note="Debian and Ubuntu make no SSH host keys at boot: without cloud-init, "
+            "run `ssh-keygen -A` in each new VM",
+        ),
+        Group(
+            "history",
+            _rules(
+                "files",
+                *(
+                    f"{home}/{name}"
+                    for home in ("/root", "/home/*")
+                    for name in (".*_history", ".lesshst", ".viminfo", ".wget-hsts")
+                ),
+            ),
+        ),
+    )
+}
+
+
+def parse_request(text: str) -> tuple[Group, ...]:
+    """Return the groups that `--clean=TEXT` names: names and absolute patterns, with commas.
+
+    "default" stands for DEFAULT. Raises UsageError for what is neither, and for a pattern that
+    would select the whole guest.
+    """
+    groups: dict[str, Group] = {}
+    for word in (one.strip() for one in text.split(",")):
+        names = DEFAULT if word == "default" else (word,)
+        for name in names:
+            groups[name] = GROUPS[name] if name in GROUPS else _own_group(name)
+    return tuple(groups.values())
+
+
+def _own_group(word: str) -> Group:
+    if not word.startswith("/"):
+        raise UsageError(
+            f"--clean: {word!r} is no group and no absolute path",
+            hint=f"groups: {', '.join(GROUPS)}; or a path of the guest such as '/opt/demo/cache/*'",
+        )
+    parts = [part for part in word.split("/") if part not in ("", ".")]
+    if not word.isprintable() or ".." in parts:
+        raise UsageError(f"--clean: {word!r} must be a plain path, without '..'")
+    if not parts or _ONLY_MAGIC.fullmatch(parts[0]):
+        raise UsageError(f"--clean: {word!r} would take the whole guest")
+    return Group(word, (Rule("/" + "/".join(parts)),))
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What lstat(2) says; size in bytes, blocks in units of 512 bytes."""
+
+    device: int
+    inode: int
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    blocks: int
+
+
+class Files(Protocol):
+    """A guest's files. Folders are given as `real_folder` returns them, so no link is followed."""
+
+    def real_folder(self, path: str) -> str | None:
+        """Return the path of a folder without links in it, or None if there is no such folder."""
+
+    def names(self, folder: str) -> Sequence[str]:
+        """Return the names in a folder."""
+
+    def below(self, folder: str) -> Sequence[str]:
+        """Return the paths of all entries below a folder, relative to it."""
+
+    def stats(self, folder: str, names: Sequence[str]) -> Sequence[Stat]:
+        """Return what lstat says about paths relative to a folder."""
+
+
+@dataclass(slots=True)
+class Selection:
+    """What one group takes. trees: whole paths. files: single files. emptied: become empty.
+
+    count: entries that are no folders. size_bytes: of their data on disk. places: where.
+    """
+
+    group: Group
+    trees: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    emptied: list[str] = field(default_factory=list)
+    count: int = 0
+    size_bytes: int = 0
+    places: list[str] = field(default_factory=list)
+    _inodes: set[tuple[int, int]] = field(default_factory=set)
+
+    def line(self) -> str:
+        """Return the report: what the group took, and where."""
+        if not (self.trees or self.count):
+            return f"{self.group.name}: nothing found"
+        what = f"{self.count:,} file{'' if self.count == 1 else 's'}"
+        what += f", {format_bytes(self.size_bytes)}"
+        if self.group.name in GROUPS:
+            more = ", …" if len(self.places) > _NAMED_PLACES else ""
+            what += f" below {', '.join(self.places[:_NAMED_PLACES])}{more}"
+        if self.emptied:
+            what += f" ({len(self.emptied)} of them emptied, not removed)"
+        return f"{self.group.name}: {what}" + (f"; {self.group.note}" if self.group.note else "")
+
+    def add(self, place: str, taken: Iterable[Stat]) -> None:
+        """Count entries that go. A file with several names counts once."""
+        if place not in self.places:
+            self.places.append(place)
+        for one in taken:
+            if not stat.S_ISDIR(one.mode) and (one.device, one.inode) not in self._inodes:
+                self._inodes.add((one.device, one.inode))
+                self.count += 1
+                self.size_bytes += min(one.size, one.blocks * _BLOCK_BYTES)
+
+
+def select(files: Files, group: Group) -> Selection:
+    """Return what a group takes out of a guest; nothing is changed."""
+    selection = Selection(group)
+    seen: set[str] = set()
+    for rule in group.rules:
+        for folder, name in _matches(files, rule.pattern):
+            path = _join(folder, name)
+            if path not in seen:
+                seen.add(path)
+                _select(files, rule.action, folder, name, selection)
+    return selection
+
+
+def _matches(files: Files, pattern: str) -> Iterator[tuple[str, str]]:
+    """Yield (folder without links, name) of everything that fits a pattern."""
+    *above, last = pattern[1:].split("/")
+    folders = ["/"]
+    for part in above:
+        found = (
+            files.real_folder(_join(folder, name))
+            for folder in folders
+            for name in _fitting(files.names(folder), part)
+        )
+        folders = list(dict.fromkeys(folder for folder in found if folder is not None))
+    for folder in folders:
+        for name in _fitting(files.names(folder), last):
+            yield folder, name
+
+
+def _fitting(names: Sequence[str], part: str) -> list[str]:
+    if not _MAGIC.search(part):
+        return [part] if part in names else []
+    return sorted(name for name in names if fnmatchcase(name, part))
+
+
+def _select(files: Files, action: Action, folder: str, name: str, selection: Selection) -> None:
+    path = _join(folder, name)
+    (own,) = files.stats(folder, [name])
+    inner = list(files.below(path)) if stat.S_ISDIR(own.mode) else []
+    entries = [(path, own)]
+    entries += [
+        (_join(path, one), status)
+        for one, status in zip(inner, files.stats(path, inner) if inner else (), strict=True)
+    ]
+    if action == "remove":
+        selection.trees.append(path)
+        selection.add(folder, (status for _, status in entries))
+        return
+    taken = []
+    for entry, status in entries:
+        if not stat.S_ISREG(status.mode):
+            continue
+        emptied = action == "empty" or (action == "logs" and not _can_be_made_anew(entry, status))
+        if emptied and not status.size:
+            continue
+        (selection.emptied if emptied else selection.files).append(entry)
+        taken.append(status)
+    if taken:
+        selection.add(folder, taken)
+
+
+def _can_be_made_anew(path: str, status: Stat) -> bool:
+    return bool(_ROTATED.search(path)) or (status.uid == 0 and status.gid == 0)
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}"
