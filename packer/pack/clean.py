@@ -351,11 +351,12 @@ class Guestfish:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        # Without its appliance guestfish gives up, and removes what it has in /tmp.
+        for end in (lambda: None, self._end_children, self._end_all):
+            end()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+                break
         self._process.stdout.close()
         self._messages.close()
 
@@ -371,6 +372,15 @@ class Guestfish:
                 raise Error(f"libguestfs failed: {self._complaint() or command}", hint=_HINT)
             said += chunk
         return said[: -len(end)]
+
+    def _end_children(self) -> None:
+        pid = self._process.pid
+        with suppress(OSError):  # ended meanwhile, or a kernel without CONFIG_PROC_CHILDREN
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+
+    def _end_all(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
 
     def _complaint(self) -> str:
         self._messages.seek(0)

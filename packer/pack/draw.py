@@ -34,8 +34,8 @@ def classify(
     """Return the class of every fragment, uint8[f].
 
     Metadata of a parsed volume and everything outside volumes is needed before anything can be
-    resolved: boot; so is a partition that holds a loader instead of a file system. What lies in
-    a volume that nobody can parse, or that is not clean, is private.
+    resolved: boot; so is a partition that holds a loader instead of a file system. What lies
+    wholly in a volume that nobody can parse, or that is not clean, is private.
     """
     of_stream = cut.stream != NO_STREAM
     classes = np.full(len(cut.size), Class.BOOT, dtype=np.uint8)
@@ -44,7 +44,8 @@ def classify(
         if volume.partition_type in QUIET_TYPES:
             continue
         if volume.kind == "raw" or volume.state != "clean":
-            inside = (begins >= volume.start) & (begins < volume.end)
+            # A run is cut at whole MiB: it may reach over a volume's border into the next one.
+            inside = (begins >= volume.start) & (begins + cut.size <= volume.end)
             classes[inside & ~of_stream] = Class.PRIVATE
     stream = cut.stream[of_stream]
     shipped = judgement.package[stream] >= 0
@@ -146,7 +147,10 @@ def note_hints(survey: Survey, judgement: Judgement, cut: Cut, drawing: Drawing)
 
 def _can_be_looked_up(path: str) -> bool:
     """Return whether a guest's name can be a hint; a damaged directory can hold anything."""
-    encoded = path.encode("utf-8", "surrogateescape")
+    try:
+        encoded = path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair is no byte that a path could hold
+        return False
     return path.startswith("/") and b"\0" not in encoded and len(encoded) <= MAX_PATH_BYTES
 
 

@@ -2,7 +2,7 @@
 
     FOLDER/sha256/ab/cdef…      one object a content, mode 0444, named by 2 + 62 hex digits
     FOLDER/tmp/…                objects being written, each locked by its writer
-    FOLDER/leases/NAME          digests, 32 bytes each, that a VM or process relies on
+    FOLDER/leases/…             what somebody relies on; see packer.sources.leases
     FOLDER/lock                 taken shared to lease, exclusively to collect
 
 An object gets its name by rename, after its digest was compared: a writer that is killed leaves a
@@ -20,7 +20,6 @@ import hashlib
 import os
 import re
 import stat
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,36 +32,37 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.artifact.contents import DIGEST_BYTES, Contents
-from packer.sources.base import FileRange, Offers, SourceError, Wanted, free_offers
+from packer.artifact.contents import Contents
+from packer.clone import Cloner
+from packer.sources.base import FileRange, Offers, Wanted, free_offers
+from packer.sources.leases import Leases
 from packer.sources.memory import hash_range
+from packer.sources.store_files import (
+    CREATE_FLAGS,
+    OBJECTS,
+    OPEN_FLAGS,
+    TEMPORARY,
+    copy_range,
+    is_locked,
+    locked,
+    make_folders,
+    names,
+    store_errors,
+    write_all,
+)
 
 Rows = NDArray[np.int64]
 
-FICLONERANGE = 0x4020940D  # ioctl number, linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
-COPY_STEP_BYTES = 1 << 20
 TOUCH_AFTER_SECONDS = 86_400
 """How exactly it is known when an object was last used: its mtime, set at most once a day."""
 
 STALE_SECONDS = 60
 """A file in tmp/ that nobody locks is left behind; a younger one may be about to be locked."""
 
-_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_TEMPORARY_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_CANNOT_CLONE = {
-    errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ETXTBSY,
-    errno.EBADF, errno.ENOSYS,
-}  # fmt: skip
 _PREFIX = re.compile(r"[0-9a-f]{2}")
 _REST = re.compile(r"[0-9a-f]{62}")
-_TEMPORARY = re.compile(r"[0-9]+-[0-9]+-[0-9a-f]{8}")
-_VM_LEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_ANY_LEASE = re.compile(rf"@[0-9a-f-]+|{_VM_LEASE.pattern}")
+_TEMPORARY_NAME = re.compile(r"[0-9]+-[0-9]+-[0-9a-f]{8}")
 _numbers = count()
-
-
-class StoreError(SourceError):
-    """The store cannot be written, read or locked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,10 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._objects = folder / "sha256"
-        self._temporary = folder / "tmp"
-        self._leases = folder / "leases"
+        self.leases = Leases(folder)
+        self._objects = folder / OBJECTS
+        self._temporary = folder / TEMPORARY
+        self._cloner = Cloner()
         self._lock = threading.Lock()
         self._contents: Contents | None = None
         self._prefixes_made: set[str] = set()
@@ -114,10 +115,8 @@ class Store:
 
     def holds(self, digest: bytes, size: int) -> bool:
         """Return whether an object of this name and size (bytes) is there; it is not read."""
-        try:
+        with store_errors(self.folder):
             status = _status(self.path_of(digest))
-        except OSError as error:
-            raise self._error(error) from error
         return status is not None and stat.S_ISREG(status.st_mode) and status.st_size == size
 
     def put(self, digest: bytes, size: int, pieces: Iterable[bytes | memoryview]) -> bool:
@@ -135,7 +134,7 @@ class Store:
                 if written > size:
                     return False
                 hasher.update(piece)
-                _write_all(fd, piece)
+                write_all(fd, piece)
             if written != size or hasher.digest() != digest:
                 return False
             keep()
@@ -150,8 +149,7 @@ class Store:
         if self.holds(digest, length):
             return True
         with self._writing(digest) as (target, keep):
-            shared = clone_range(fd, offset, length, target)
-            if not copy_range(fd, offset + shared, length - shared, target, shared):
+            if not copy_range(self._cloner, fd, offset, length, target):
                 return False
             if hash_range(target, 0, length) != digest:
                 return False
@@ -174,15 +172,13 @@ class Store:
 
     def list(self) -> Iterator[StoredObject]:
         """Yield all objects by digest; files with other names are none of the store's."""
-        try:
-            for prefix in _names(self._objects, _PREFIX):
-                for rest in _names(self._objects / prefix, _REST):
+        with store_errors(self.folder):
+            for prefix in names(self._objects, _PREFIX):
+                for rest in names(self._objects / prefix, _REST):
                     status = _status(self._objects / prefix / rest)
                     if status is not None and stat.S_ISREG(status.st_mode):
                         digest = bytes.fromhex(prefix + rest)
                         yield StoredObject(digest, status.st_size, status.st_mtime_ns)
-        except OSError as error:
-            raise self._error(error) from error
 
     def verify(self, progress: Callable[[int], None] | None = None) -> tuple[bytes, ...]:
         """Hash every object; remove what is not what its name says and return those digests.
@@ -210,23 +206,22 @@ class Store:
         with self._lock:
             self._contents = wanted.contents
         rows = wanted.rows
-        names = wanted.contents.digest[rows].tobytes().hex()
+        digests = wanted.contents.digest[rows].tobytes().hex()
         sizes = wanted.contents.size[rows].tolist()
         held = np.zeros(len(rows), dtype=bool)
-        try:
-            folder = os.open(self._objects, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with store_errors(self.folder):
+            try:
+                folder = os.open(self._objects, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return free_offers(np.empty(0, dtype=np.int64))  # nothing was put yet
             try:
                 for place, size in enumerate(sizes):
-                    name = names[place * 64 : place * 64 + 64]
+                    name = digests[place * 64 : place * 64 + 64]
                     status = _status(f"{name[:2]}/{name[2:]}", folder)
                     if status is not None and stat.S_ISREG(status.st_mode):
                         held[place] = status.st_size == size
             finally:
                 os.close(folder)
-        except FileNotFoundError:
-            return free_offers(np.empty(0, dtype=np.int64))  # nothing was put yet
-        except OSError as error:
-            raise self._error(error) from error
         return free_offers(rows[held])
 
     def fetch(self, rows: Rows) -> Iterator[FileRange]:
@@ -256,54 +251,7 @@ class Store:
     def close(self) -> None:
         """Nothing is held open."""
 
-    # -- leases and collection -------------------------------------------------------------------
-
-    def lease(self, name: str, digests: NDArray[np.uint8]) -> None:
-        """Note that a VM relies on contents (uint8[n, 32]) until `release`; replaces its lease.
-
-        What is leased is not collected, whether it is here already or comes later. To rely on an
-        object, lease it first and look whether it is there then.
-        """
-        os.close(self._write_lease(self._lease_path(name), digests))
-
-    def release(self, name: str) -> None:
-        """Drop a VM's lease, if there is one."""
-        self._lease_path(name).unlink(missing_ok=True)
-
-    @contextmanager
-    def using(self, digests: NDArray[np.uint8]) -> Iterator[None]:
-        """Lease contents to this process while it works; the lease ends with the process."""
-        path = self._leases / f"@{os.getpid()}-{os.urandom(8).hex()}"
-        fd = self._write_lease(path, digests)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            os.close(fd)
-
-    def leased(self) -> dict[str, NDArray[np.uint8]]:
-        """Return {name: digests uint8[n, 32]} of all leases but those of ended processes.
-
-        Raises StoreError when one cannot be read: then nothing may be collected.
-        """
-        found: dict[str, NDArray[np.uint8]] = {}
-        for name in _names(self._leases, _ANY_LEASE):
-            path = self._leases / name
-            try:
-                if name.startswith("@") and not _is_locked(path):
-                    continue
-                data = path.read_bytes()
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise self._error(error) from error
-            if len(data) % DIGEST_BYTES:
-                raise StoreError(
-                    f"{path}: expected digests of 32 bytes each, found {len(data)} bytes",
-                    hint="remove this file if the VM that it is named after is gone",
-                )
-            found[name] = np.frombuffer(data, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
-        return found
+    # -- collection ------------------------------------------------------------------------------
 
     def collect(
         self,
@@ -318,22 +266,18 @@ class Store:
         more than that). older_than_seconds: remove what was not used for so long. everything: all.
         Without a rule only left-overs go. Raises StoreError.
         """
-        try:
-            with self._locked(fcntl.LOCK_EX):
-                leases = self.leased()
-                left_over = self._remove_left_overs()
-                for name in set(_names(self._leases, _ANY_LEASE)) - leases.keys():
-                    (self._leases / name).unlink(missing_ok=True)
-                kept = {one.tobytes() for table in leases.values() for one in table}
-                objects = sorted(self.list(), key=lambda one: (one.used_ns, one.digest))
-                free = [one for one in objects if one.digest not in kept]
-                total = sum(one.size for one in objects)
-                if not everything:
-                    free = _named_by_rules(free, total, max_bytes, older_than_seconds)
-                for one in free:
-                    self._remove(one.digest)
-        except OSError as error:
-            raise self._error(error) from error
+        with store_errors(self.folder), locked(self.folder, fcntl.LOCK_EX):
+            leases = self.leases.leased()
+            left_over = self._remove_left_overs()
+            self.leases.forget_ended()
+            kept = {one.tobytes() for table in leases.values() for one in table}
+            objects = sorted(self.list(), key=lambda one: (one.used_ns, one.digest))
+            free = [one for one in objects if one.digest not in kept]
+            total = sum(one.size for one in objects)
+            if not everything:
+                free = _named_by_rules(free, total, max_bytes, older_than_seconds)
+            for one in free:
+                self._remove(one.digest)
         gone = sum(one.size for one in free)
         digests = tuple(one.digest for one in free)
         return Removed(digests, gone, left_over, len(objects) - len(free), total - gone)
@@ -341,14 +285,15 @@ class Store:
     # -- below -----------------------------------------------------------------------------------
 
     def _open(self, digest: bytes, size: int) -> int | None:
-        try:
-            fd = os.open(self.path_of(digest), _OPEN_FLAGS)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
-                return None  # not an object, whoever put it there
-            raise self._error(error) from error
+        with store_errors(self.folder):
+            try:
+                fd = os.open(self.path_of(digest), OPEN_FLAGS)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+                    return None  # not an object, whoever put it there
+                raise
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size != size:
             os.close(fd)
@@ -358,151 +303,54 @@ class Store:
         return fd
 
     def _remove(self, digest: bytes) -> None:
-        try:
+        with store_errors(self.folder):
             self.path_of(digest).unlink(missing_ok=True)
-        except OSError as error:
-            raise self._error(error) from error
 
     @contextmanager
     def _writing(self, digest: bytes) -> Iterator[tuple[int, Callable[[], None]]]:
         """Give a locked temporary file and what turns it into the object; else it is removed."""
         path = self._temporary / f"{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}"
-        fd = -1
-        try:
+        with store_errors(self.folder):
             fd = self._create(path)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-            def keep() -> None:
-                os.fchmod(fd, 0o444)
-                self._make_prefix(digest.hex()[:2])
-                path.rename(self.path_of(digest))
+                def keep() -> None:
+                    os.fchmod(fd, 0o444)
+                    self._make_prefix(digest.hex()[:2])
+                    path.rename(self.path_of(digest))
 
-            yield fd, keep
-        except OSError as error:
-            raise self._error(error) from error
-        finally:
-            if fd >= 0:
+                yield fd, keep
+            finally:
                 path.unlink(missing_ok=True)  # gone already if it was kept
                 os.close(fd)
 
     def _create(self, path: Path) -> int:
         try:
-            return os.open(path, _TEMPORARY_FLAGS, 0o600)
+            return os.open(path, CREATE_FLAGS, 0o600)
         except FileNotFoundError:
-            self._make_folders()
+            make_folders(self.folder)
             self._prefixes_made.clear()
-            return os.open(path, _TEMPORARY_FLAGS, 0o600)
-
-    def _make_folders(self) -> None:
-        """Make the store; what it holds may be private, so nobody else may look into it."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self._temporary, self._objects, self._leases):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            return os.open(path, CREATE_FLAGS, 0o600)
 
     def _make_prefix(self, prefix: str) -> None:
         if prefix not in self._prefixes_made:
             (self._objects / prefix).mkdir(mode=0o700, exist_ok=True)
             self._prefixes_made.add(prefix)
 
-    def _lease_path(self, name: str) -> Path:
-        if not _VM_LEASE.fullmatch(name):
-            raise StoreError(f"lease {name!r}: a name has letters, digits, '.', '_' and '-' only")
-        return self._leases / name
-
-    def _write_lease(self, path: Path, digests: NDArray[np.uint8]) -> int:
-        """Write a lease and return its descriptor; the lease is locked until that is closed."""
-        temporary = self._leases / f".{os.getpid()}-{os.urandom(8).hex()}"
-        try:
-            # Shared with other leases, never with a collection, which could not see this one yet.
-            with self._locked(fcntl.LOCK_SH):
-                fd = os.open(temporary, _TEMPORARY_FLAGS, 0o600)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_SH)
-                    _write_all(fd, np.ascontiguousarray(digests, dtype=np.uint8).tobytes())
-                    temporary.rename(path)
-                except OSError:
-                    os.close(fd)
-                    temporary.unlink(missing_ok=True)
-                    raise
-                return fd
-        except OSError as error:
-            raise self._error(error) from error
-
-    @contextmanager
-    def _locked(self, kind: int) -> Iterator[None]:
-        self._make_folders()
-        fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, kind)
-            yield
-        finally:
-            os.close(fd)
-
     def _remove_left_overs(self) -> int:
         removed = 0
         young = time.time() - STALE_SECONDS
-        for name in _names(self._temporary, _TEMPORARY):
+        for name in names(self._temporary, _TEMPORARY_NAME):
             path = self._temporary / name
             try:
-                if path.lstat().st_mtime > young or _is_locked(path):
+                if path.lstat().st_mtime > young or is_locked(path):
                     continue
             except FileNotFoundError:
                 continue
             path.unlink(missing_ok=True)
             removed += 1
         return removed
-
-    def _error(self, error: OSError) -> StoreError:
-        hints = {
-            errno.ENOSPC: "free some space, or make the store smaller with vmpack store gc",
-            errno.EDQUOT: "your quota is used up: make the store smaller with vmpack store gc",
-            errno.EACCES: "the store belongs to the user who made it",
-            errno.EPERM: "the store belongs to the user who made it",
-            errno.EROFS: "the store needs a folder that can be written",
-        }
-        hint = hints.get(error.errno or 0, "")
-        return StoreError(f"store {self.folder}: {error.strerror or error}", hint=hint)
-
-
-def clone_range(fd: int, offset: int, length: int, target: int) -> int:
-    """Share the beginning of a range of a file with the empty file `target`; return its length.
-
-    As many whole blocks as the file system shares, the last part block only at the end of the
-    file; 0 when it cannot share. All in bytes. Raises OSError when the target cannot be written.
-    """
-    block_bytes = os.fstatvfs(target).f_bsize
-    if offset % block_bytes:
-        return 0
-    at_the_end = offset + length == os.fstat(fd).st_size
-    shared = length if at_the_end else length - length % block_bytes
-    if shared == 0:
-        return 0  # a length of 0 means "to the end of the file" to the kernel
-    try:
-        fcntl.ioctl(target, FICLONERANGE, struct.pack("qQQQ", fd, offset, shared, 0))
-    except OSError as error:
-        if error.errno in _CANNOT_CLONE:
-            return 0
-        raise
-    return shared
-
-
-def copy_range(fd: int, offset: int, length: int, target: int, start: int) -> bool:
-    """Copy a range of a file to `start` of another; False when it cannot be read to its end.
-
-    Raises OSError when the target cannot be written.
-    """
-    os.lseek(target, start, os.SEEK_SET)
-    end = offset + length
-    while offset < end:
-        try:
-            data = os.pread(fd, min(COPY_STEP_BYTES, end - offset), offset)
-        except OSError:  # a bad sector of the source is no trouble of the target's
-            return False
-        if not data:
-            return False
-        _write_all(target, data)
-        offset += len(data)
-    return True
 
 
 def _named_by_rules(
@@ -522,15 +370,6 @@ def _named_by_rules(
     return gone
 
 
-def _names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
-    """Return the names in a folder that have the right form, sorted; none if it is not there."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(one.name for one in entries if pattern.fullmatch(one.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
 def _status(path: Path | str, folder: int | None = None) -> os.stat_result | None:
     try:
         return os.stat(path, dir_fd=folder, follow_symlinks=False)
@@ -538,25 +377,7 @@ def _status(path: Path | str, folder: int | None = None) -> os.stat_result | Non
         return None
 
 
-def _is_locked(path: Path) -> bool:
-    """Return whether a process holds a lock on a file of ours."""
-    fd = os.open(path, _OPEN_FLAGS)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
 def _touch(fd: int) -> None:
     """Note that an object was used; a store that cannot be written is used all the same."""
     with suppress(OSError):
         os.utime(fd)
-
-
-def _write_all(fd: int, data: bytes | memoryview) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        view = view[os.write(fd, view) :]

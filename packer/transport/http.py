@@ -6,7 +6,6 @@ reached. Nothing is verified here: who asked compares digests.
 
 from __future__ import annotations
 
-import os
 import queue
 import random
 import threading
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -195,27 +193,6 @@ class Client:
                     yield from self._parallel(url, groups, body, call)
                 else:
                     yield from self._one_pass(url, asked, body, call)
-
-    def get_file(self, url: str, destination: Path, max_bytes: int) -> int:
-        """Write a file of at most `max_bytes` to `destination` and return its size.
-
-        What has arrived lies in `destination` + ".partial" and is continued by the next call.
-        Raises NotFoundError, TransportError; the caller verifies the bytes.
-        """
-        partial = destination.with_name(destination.name + ".partial")
-        with partial.open("ab") as file, self._call() as call:
-            if file.seek(0, os.SEEK_END) > max_bytes:
-                file.truncate(0)
-            size = file.seek(0, os.SEEK_END)
-            with closing(self._stream(url, size, None, call)) as chunks:
-                for chunk in chunks:
-                    size += len(chunk)
-                    if size > max_bytes:
-                        file.truncate(0)  # what is too long must not be continued
-                        raise TransportError(f"{visible(url)}: longer than {max_bytes} bytes")
-                    file.write(chunk)
-        partial.replace(destination)
-        return size
 
     def close(self) -> None:
         """Call off what other threads still do, give the connections back."""

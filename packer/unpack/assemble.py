@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 from formats.ranges import intersect, union
 from packer.artifact.contents import BLOCK_BYTES
 from packer.artifact.map import Kind, Map
+from packer.clone import CLONE_UNIT_BYTES
 from packer.progress import Advance
 from packer.sources.base import Bytes, FileRange, Piece, Source, SourceError
-from packer.unpack.output import CLONE_UNIT_BYTES, Output
+from packer.unpack.output import Output
 from packer.unpack.places import Places
 
 Rows = NDArray[np.int64]
 CHUNK_BYTES = 16 << 20
 CHUNK_ROWS = 512
-SMALLEST_CLONE_BYTES = 4 * CLONE_UNIT_BYTES
+SMALLEST_CLONE_BYTES = 2 * CLONE_UNIT_BYTES
 """Below this, copying is cheaper than asking the file system to share blocks."""
 
 
@@ -83,11 +84,18 @@ class Assembler:
         proven = _Counter(advance)
 
         def take(chunk: Rows) -> None:
+            shared: list[int] = []
             try:
                 for piece in source.fetch(chunk):
-                    proven.add(self._place(piece))
+                    if isinstance(piece, FileRange) and self._clone(piece):
+                        shared.append(piece.row)
+                    else:
+                        proven.add(self._place(piece))
             except SourceError as error:
                 complaints.append(str(error))
+            # Meanwhile the kernel reads ahead what was shared.
+            for row in shared:
+                proven.add(self._prove(row))
 
         if source.local:
             self._each_chunk(rows, take)
@@ -137,9 +145,6 @@ class Assembler:
         """Put one piece in place; return how many bytes of content it proved (0: it was wrong)."""
         if isinstance(piece, Bytes):
             return self._place_bytes(piece.row, piece.block, piece.data)
-        size = self.places.sizes[piece.row]
-        if size >= SMALLEST_CLONE_BYTES and self._clone(piece):
-            return self._prove(piece.row)
         return self._copy_file(piece)
 
     def _place_bytes(self, row: int, block: int, data: bytes | memoryview) -> int:
@@ -167,8 +172,9 @@ class Assembler:
 
     def _clone(self, piece: FileRange) -> bool:
         """Share the whole blocks of a content's ranges; copy what is left of the last one."""
-        targets = list(self.places.targets(piece.row, 0, self.places.sizes[piece.row]))
-        if any(
+        size = self.places.sizes[piece.row]
+        targets = list(self.places.targets(piece.row, 0, size))
+        if size < SMALLEST_CLONE_BYTES or any(
             (piece.offset + low) % CLONE_UNIT_BYTES or target % CLONE_UNIT_BYTES
             for target, low, _ in targets
         ):

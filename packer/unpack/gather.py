@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.artifact.contents import Class
 from packer.artifact.hints import Hints
 from packer.progress import Progress
 from packer.sources.base import Learning, Offers, Source, SourceError, Wanted
@@ -59,9 +58,9 @@ def gather(
 ) -> Gathering:
     """Fill the assembler's output.
 
-    carrier: the pack itself, which alone is asked for its boot and private contents first: asking
-    others for them would tell them what is nobody's business, and they could not have them.
-    sources: the others, in order of preference.
+    carrier: the pack itself. This host's own files come before it, because their blocks can be
+    shared; nobody learns anything from their being read. sources: the others, in order of
+    preference; those on the network are asked only for what nobody here has.
     """
     return _Gatherer(assembler, hints, carrier, sources, progress).run()
 
@@ -85,17 +84,15 @@ class _Gatherer:
         self._supplied = {source.uri: Supplied(source.uri) for source in (carrier, *sources)}
 
     def run(self) -> Gathering:
-        missing = self._assembler.missing()
-        own = missing[self._contents.classes[missing] != Class.SHARED]
         local = [source for source in self._sources if source.local]
         remote = [source for source in self._sources if not source.local]
-        if self._carrier.local:
-            self._take([self._carrier], own, deep=False)
-        else:
-            remote.insert(0, self._carrier)
-        shared_first = [*local, self._carrier] if self._carrier.local else local
-        for source in shared_first:
+        carrier = self._carrier
+        for source in local:
             self._take([source], self._assembler.missing(), deep=False)
+        if carrier.local:
+            self._take([carrier], self._assembler.missing(), deep=False)
+        else:
+            remote.insert(0, carrier)
         if remote:
             self._take(remote, self._assembler.missing(), deep=False, search_first=local)
         elif local:

@@ -6,28 +6,14 @@ import ctypes
 import errno
 import fcntl
 import os
-import struct
 from pathlib import Path
 from typing import Self
 
 from formats.ranges import Ranges, as_ranges
+from packer.clone import Cloner
 from packer.errors import Error, InUseError, UsageError
 
-FICLONERANGE = 0x4020940D
-"""ioctl number, linux/fs.h: _IOW(0x94, 13, struct file_clone_range)."""
-
-CLONE_UNIT_BYTES = 4096
 _FALLOC_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
-_CANNOT_CLONE = {
-    errno.EXDEV,
-    errno.EOPNOTSUPP,
-    errno.EINVAL,
-    errno.ENOTTY,
-    errno.EBADF,
-    errno.EPERM,
-    errno.ETXTBSY,
-    errno.ENOSYS,
-}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -42,7 +28,7 @@ class Output:
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
         self.size = size
-        self._no_clone_from: set[int] = set()
+        self._cloner = Cloner()
         if path.is_dir():
             raise UsageError(f"{path}: is a folder; name the file to write")
         if path.exists() and not force:
@@ -82,21 +68,16 @@ class Output:
     def clone(self, fd: int, offset: int, target: int, length: int) -> bool:
         """Share blocks of another file if the file system can; False when bytes must be copied.
 
-        All three numbers are bytes and multiples of 4 KiB.
+        All three numbers are bytes and multiples of CLONE_UNIT_BYTES. Raises Error when the file
+        system refuses to write.
         """
-        device = os.fstat(fd).st_dev
-        if device in self._no_clone_from:
-            return False
-        request = struct.pack("qQQQ", fd, offset, length, target)
         try:
-            fcntl.ioctl(self.fd, FICLONERANGE, request)
+            shared = self._cloner.clone_blocks(fd, offset, self.fd, target, length)
         except OSError as error:
-            if error.errno not in _CANNOT_CLONE:
-                raise _cannot_write(self.partial, error) from error
-            if error.errno != errno.EINVAL:  # EINVAL speaks of this range, not of the device
-                self._no_clone_from.add(device)
-            return False
-        return True
+            raise _cannot_write(self.partial, error) from error
+        if shared:  # it will be read back soon, and nobody has read it under this file yet
+            os.posix_fadvise(self.fd, target, length, os.POSIX_FADV_WILLNEED)
+        return shared
 
     def data_ranges(self) -> Ranges:
         """Return the parts of the partial file that are not holes."""

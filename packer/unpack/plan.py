@@ -43,20 +43,43 @@ def choose(rows: Rows, size: NDArray[np.int64], offers: Sequence[Offers]) -> Pla
     This is weighted set cover; the greedy choice (the unit with the fewest bytes to send for each
     byte still wanted, again and again) is within a factor ln(n) of the best and, with packages
     and frames that hardly overlap, practically the best. It is what keeps a 30 MB package from
-    being fetched for 20 kB when a mirror has the 20 kB.
+    being fetched for 20 kB when a mirror has the 20 kB. No plan costs more than one source that
+    has everything: that one is taken instead.
     """
     wanted = set(rows.tolist())
     sizes = size.tolist()
     units = [unit for number, one in enumerate(offers) for unit in _units(number, one, wanted)]
-    gain = [sum(sizes[row] for row in unit.members) for unit in units]
-    heap = [
-        (unit.cost_bytes / gain[number], unit.source, number)
-        for number, unit in enumerate(units)
-        if gain[number]
-    ]
-    heapq.heapify(heap)
+    best = _cover(units, wanted, sizes)
+    offered = {row for unit in units for row in unit.members}
+    for number in range(len(offers) if len(offers) > 1 else 0):
+        some = [unit for unit in units if unit.source == number or unit.cost_bytes == 0]
+        if len({row for unit in some for row in unit.members}) == len(offered):
+            best = min(best, _cover(some, wanted, sizes), key=_cost)
     chosen: list[list[int]] = [[] for _ in offers]
     cost = [0] * len(offers)
+    for unit, taken in best:
+        chosen[unit.source].extend(taken)
+        cost[unit.source] += unit.cost_bytes
+    return Plan(
+        tuple(np.array(sorted(one), dtype=np.int64) for one in chosen),
+        tuple(cost),
+        np.array(sorted(wanted - offered), dtype=np.int64),
+    )
+
+
+_Cover = list[tuple[_Unit, list[int]]]
+"""Units, each with the rows that it supplies."""
+
+
+def _cover(units: Sequence[_Unit], rows: set[int], sizes: Sequence[int]) -> _Cover:
+    """Return units that have together all of `rows` that any has, by the greedy choice."""
+    wanted = set(rows)
+    gain = [sum(sizes[row] for row in unit.members) for unit in units]
+    heap = [
+        (unit.cost_bytes / gain[number], unit.source, number) for number, unit in enumerate(units)
+    ]
+    heapq.heapify(heap)
+    cover: _Cover = []
     while heap and wanted:
         _, source, number = heapq.heappop(heap)
         still = [row for row in units[number].members if row in wanted]
@@ -68,14 +91,13 @@ def choose(rows: Rows, size: NDArray[np.int64], offers: Sequence[Offers]) -> Pla
             gain[number] = worth
             heapq.heappush(heap, (units[number].cost_bytes / worth, source, number))
             continue
-        chosen[source].extend(still)
-        cost[source] += units[number].cost_bytes
+        cover.append((units[number], still))
         wanted.difference_update(still)
-    return Plan(
-        tuple(np.array(sorted(one), dtype=np.int64) for one in chosen),
-        tuple(cost),
-        np.array(sorted(wanted), dtype=np.int64),
-    )
+    return cover
+
+
+def _cost(cover: _Cover) -> int:
+    return sum(unit.cost_bytes for unit, _ in cover)
 
 
 def _units(source: int, offers: Offers, wanted: set[int]) -> list[_Unit]:

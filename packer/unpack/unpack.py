@@ -128,13 +128,10 @@ def dry_run(
 
     remote = [source for source in (carrier, *sources) if not source.local]
     local = [source for source in sources if source.local]
-    if carrier.local:
-        take(carrier, missing[contents.classes[missing] != Class.SHARED], deep=False)
-    for deep in (False, True):
-        for source in local:
-            take(source, missing, deep=deep)
-    if carrier.local:
-        take(carrier, missing, deep=False)
+    for source in (*local, *([carrier] if carrier.local else [])):
+        take(source, missing, deep=False)
+    for source in local:
+        take(source, missing, deep=True)
     offers = []
     for source in list(remote):
         try:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from packer.artifact.trust_store import TrustStore
 from packer.errors import Error, InputError, TrustError, UsageError
 from tests.artifact.fake_packs import sha256, small_config
 from tests.artifact.test_signature import ALICE, BOB, CAROL
+from tests.host import in_processes
 
 MALLORY = CAROL
 DEMO = Rule(("demo*",), (ALICE.public,))
@@ -321,14 +321,8 @@ def use(rules_path: Path, memory_path: Path, first: int) -> None:
 
 
 def test_several_processes_do_not_undo_each_others_work(store: TrustStore) -> None:
-    context = multiprocessing.get_context("spawn")
     paths = (store.rules_path, store.memory_path)
-    workers = [context.Process(target=use, args=(*paths, 10 * row)) for row in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
+    in_processes(use, [(*paths, 10 * row) for row in range(4)])
     assert len({name for _authority, name in store.memory()}) == 40
 
 

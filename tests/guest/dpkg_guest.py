@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.guest.material import run, write_tree
+from tests.guest.material import write_tree
+from tests.host import run
 
 
 @dataclass(frozen=True, slots=True)

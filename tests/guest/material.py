@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from formats.filesystem.model import DATA
 from formats.ranges import empty_ranges
@@ -18,10 +16,9 @@ from packer.guest.tree import Tree
 from packer.survey.disk import open_disk
 from packer.survey.model import Survey, Volume
 from packer.survey.survey import survey
+from tests.host import run
 
 MIB = 1 << 20
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 ROOT_UUID = "0a0a0a0a-1111-2222-3333-444444444444"
 LINUX, ESP, SWAP, BIOS_BOOT = (
@@ -30,15 +27,6 @@ LINUX, ESP, SWAP, BIOS_BOOT = (
     "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f",
     "21686148-6449-6e6f-744e-656564454649",
 )
-
-
-def run(*command: str | Path, stdin: str = "") -> str:
-    """Return what a program prints; fail the test with what it complains about."""
-    done = subprocess.run(
-        [str(word) for word in command], input=stdin, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{command[0]}: {done.stderr}"
-    return done.stdout
 
 
 def write_tree(folder: Path, files: Mapping[str, bytes], links: Mapping[str, str]) -> Path:

@@ -18,12 +18,12 @@ from tests.guest.material import (
     Part,
     ext4,
     gpt_disk,
-    run,
     surveyed,
     swap,
     tree_of,
     write_tree,
 )
+from tests.host import run
 
 PAGE = 4096
 SUSPENDED = b"S1SUSPEND\0"

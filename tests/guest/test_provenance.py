@@ -11,11 +11,11 @@ from packer.artifact.hints import Package
 from packer.guest.provenance import Provenance, find_provenance
 from packer.guest.tree import Tree
 from tests.guest.dpkg_guest import HAS_DPKG, Deb, DpkgRoot, own_architecture
-from tests.guest.material import ext4, needs_root, tree_of, write_tree
+from tests.guest.material import ext4, tree_of, write_tree
+from tests.host import ROOT
 
 pytestmark = [
-    pytest.mark.root,
-    needs_root,
+    *ROOT,
     pytest.mark.skipif(not HAS_DPKG, reason="needs dpkg-deb"),
 ]
 FOREIGN = "s390x"

@@ -18,9 +18,10 @@ from packer.guest.judge import judge
 from packer.guest.model import Judgement
 from packer.guest.tree import Tree
 from packer.survey.model import Survey
-from tests.guest.material import needs_root, run, surveyed
+from tests.guest.material import surveyed
+from tests.host import ROOT, run
 
-pytestmark = [pytest.mark.guest, pytest.mark.root, needs_root]
+pytestmark = [pytest.mark.guest, *ROOT]
 
 SWAP_HEADER_BYTES = 4096
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 from collections.abc import Iterable
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from packer.artifact.contents import BLOCK_BYTES, Class, Contents, block_starts
+from packer.artifact.contents import BLOCK_BYTES
 from packer.artifact.hints import NO_PACKAGE, Hints, Package
 from packer.sources.base import Bytes, Piece, Wanted
+from tests.artifact.make import contents_of
 
 
 @dataclass
@@ -47,27 +47,13 @@ class Guest:
         return rows
 
     def wanted(self, rows: Iterable[int] | None = None) -> Wanted:
-        sizes = np.array([len(data) for data in self.contents], dtype=np.int64)
-        digests = [hashlib.sha256(data).digest() for data in self.contents]
-        blocks = [
-            hashlib.sha256(data[start : start + BLOCK_BYTES]).digest()
-            for data in self.contents
-            if len(data) > BLOCK_BYTES
-            for start in range(0, len(data), BLOCK_BYTES)
-        ]
-        contents = Contents(
-            np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32),
-            sizes,
-            np.full(len(sizes), Class.SHARED, dtype=np.uint8),
-            np.frombuffer(b"".join(blocks), dtype=np.uint8).reshape(-1, 32),
-            block_starts(sizes),
-        )
+        contents = contents_of(self.contents)
         places = sorted(self.places)
         column = [np.array([place[n] for place in places], dtype=np.int64) for n in (0, 2, 3, 4)]
         hints = Hints(
             column[0], [p[1] for p in places], column[1], column[2], column[3], tuple(self.packages)
         )
-        asked = range(len(sizes)) if rows is None else sorted(rows)
+        asked = range(len(contents)) if rows is None else sorted(rows)
         return Wanted(contents, np.array(list(asked), dtype=np.int64), hints)
 
     def check(self, pieces: Iterable[Piece], rows: Iterable[int]) -> None:

@@ -1,64 +1,24 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import stat
 import subprocess
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from packer.artifact.contents import Contents, block_starts
-from packer.artifact.hints import Hints
 from packer.sources.base import FileRange, Learning, Provable, SourceError, Wanted
 from packer.sources.directory import DirectorySource, default_sources, package_owned_roots
 from packer.sources.memory import Memory
+from tests.artifact.make import contents_of
+from tests.host import as_nobody, needs_root
+from tests.sources.asking import as_hints, whole_files
 
 BLOCK = 1 << 20
-
-
-def needs_root(test: Callable[..., None]) -> Callable[..., None]:
-    skip = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other users need root")
-    marked: Callable[..., None] = pytest.mark.root(skip(test))
-    return marked
-
-
-def as_contents(blobs: list[bytes]) -> Contents:
-    size = np.array([len(blob) for blob in blobs], dtype=np.int64)
-    digests = b"".join(hashlib.sha256(blob).digest() for blob in blobs)
-    blocks = b"".join(
-        hashlib.sha256(blob[start : start + BLOCK]).digest()
-        for blob in blobs
-        if len(blob) > BLOCK
-        for start in range(0, len(blob), BLOCK)
-    )
-    return Contents(
-        np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
-        size,
-        np.zeros(len(blobs), dtype=np.uint8),
-        np.frombuffer(blocks, dtype=np.uint8).reshape(-1, 32),
-        block_starts(size),
-    )
-
-
-def as_hints(rows: list[tuple[int, str, int, int]]) -> Hints:
-    """rows: (content, path, file size, file offset)."""
-    rows = sorted(rows, key=lambda row: row[0])
-    columns = np.array([(row[0], row[2], row[3]) for row in rows], dtype=np.int64).reshape(-1, 3)
-    package = np.full(len(rows), -1, dtype=np.int64)
-    return Hints(columns[:, 0], [row[1] for row in rows], columns[:, 1], columns[:, 2], package, ())
-
-
-def whole_files(files: dict[str, bytes]) -> Wanted:
-    """Ask for files by their guest paths, one content each."""
-    contents = as_contents(list(files.values()))
-    hints = [(row, path, len(files[path]), 0) for row, path in enumerate(files)]
-    return Wanted(contents, np.arange(len(files)), as_hints(hints))
 
 
 def fetched(source: DirectorySource, rows: np.ndarray, wanted: Wanted) -> dict[int, bytes]:
@@ -86,22 +46,6 @@ def write(root: Path, path: str, data: bytes) -> Path:
         if folder == root:
             break
     return file
-
-
-def as_nobody(work: Callable[[], None]) -> None:
-    """Run something in a child process of an ordinary user; its failure is ours."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            work()
-        except BaseException:  # noqa: BLE001 - a forked child must not run the parent's tests
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def bytes_read() -> int:
@@ -217,7 +161,7 @@ def trap(root: Path) -> Path:
 def test_no_hint_leads_out_of_the_root_or_through_a_link_to_a_file(trap: Path, path: str) -> None:
     sizes = {6, Path("/etc/passwd").stat().st_size}
     for size in sizes:
-        contents = as_contents([b"s" * size])
+        contents = contents_of([b"s" * size])
         wanted = Wanted(contents, np.arange(1), as_hints([(0, path, size, 0)]))
         source = DirectorySource(trap)
         assert offered(source, wanted) == []
@@ -227,7 +171,7 @@ def test_no_hint_leads_out_of_the_root_or_through_a_link_to_a_file(trap: Path, p
 
 def test_hints_that_contradict_the_contents_are_ignored(root: Path) -> None:
     write(root, "/a", b"0123456789")
-    contents = as_contents([b"0123456789"])
+    contents = contents_of([b"0123456789"])
     for file_size, offset in ((10, 5), (10, -5), (10, 2**62), (5, 0), (-1, 0)):
         wanted = Wanted(contents, np.arange(1), as_hints([(0, "/a", file_size, offset)]))
         assert offered(DirectorySource(root), wanted) == []
@@ -392,7 +336,7 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
 def test_a_piece_of_a_sparse_file_is_found_at_its_offset(root: Path) -> None:
     data = b"first" + bytes(8192) + b"second"
     write(root, "/sparse", data)
-    contents = as_contents([b"first", b"second"])
+    contents = contents_of([b"first", b"second"])
     hints = as_hints([(0, "/sparse", len(data), 0), (1, "/sparse", len(data), 5 + 8192)])
     wanted = Wanted(contents, np.arange(2), hints)
     for deep in (False, True):
@@ -416,7 +360,7 @@ def test_a_deep_search_finds_a_moved_file_by_its_bytes(root: Path, memory: Memor
 
 def test_without_hints_a_deep_search_goes_by_size(root: Path) -> None:
     write(root, "/x", b"bytes")
-    wanted = Wanted(as_contents([b"bytes"]), np.arange(1), as_hints([]))
+    wanted = Wanted(contents_of([b"bytes"]), np.arange(1), as_hints([]))
     assert offered(DirectorySource(root), wanted) == []
     assert offered(DirectorySource(root), wanted, deep=True) == [0]
 
@@ -472,7 +416,7 @@ def test_what_the_receiver_has_verified_is_remembered(root: Path, memory: Memory
 def test_when_the_first_candidate_is_wrong_the_next_one_is_offered(root: Path) -> None:
     write(root, "/a", b"wrong")
     write(root, "/b", b"right")
-    contents = as_contents([b"right"])
+    contents = contents_of([b"right"])
     wanted = Wanted(contents, np.arange(1), as_hints([(0, "/a", 5, 0), (0, "/b", 5, 0)]))
     source = DirectorySource(root)
     rows = source.find(wanted, deep=False).rows

@@ -11,7 +11,8 @@ import pytest
 from packer.sources.against import holds, prove
 from packer.sources.base import Bytes, FileRange, SourceError, Wanted
 from packer.sources.disk import DiskSource
-from tests.sources.test_directory import as_contents, as_hints, whole_files
+from tests.artifact.make import contents_of
+from tests.sources.asking import as_hints, whole_files
 from tests.survey.disks import FILES, whole_disk
 
 MIB = 1 << 20
@@ -89,7 +90,7 @@ def test_a_deep_search_goes_by_digest(source: DiskSource) -> None:
 
 def test_a_wrong_guess_is_not_proven(source: DiskSource) -> None:
     paths = list(FILES)
-    contents = as_contents([FILES[paths[1]]])
+    contents = contents_of([FILES[paths[1]]])
     size = len(FILES[paths[0]])
     hints = as_hints([(0, paths[0], size, 0), (0, "/moved", len(FILES[paths[1]]), 0)])
     contents.size[0] = size  # a pack that lies about the size gets a wrong offer, no more
@@ -101,7 +102,7 @@ def test_a_wrong_guess_is_not_proven(source: DiskSource) -> None:
 def test_hints_that_contradict_the_contents_are_ignored(source: DiskSource) -> None:
     path, data = next(iter(FILES.items()))
     for offset in (-1, 1, 2**62):
-        wanted = Wanted(as_contents([data]), np.arange(1), as_hints([(0, path, len(data), offset)]))
+        wanted = Wanted(contents_of([data]), np.arange(1), as_hints([(0, path, len(data), offset)]))
         assert source.find(wanted, deep=False).rows.tolist() == []
 
 
@@ -125,7 +126,7 @@ def test_pieces_of_sparse_files_and_large_files_are_had(tmp_path: Path, containe
     if container == "qcow2":
         raw, path = path, path.with_suffix(".qcow2")
         subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, path], check=True)
-    contents = as_contents([head, large, large[MIB : 2 * MIB]])
+    contents = contents_of([head, large, large[MIB : 2 * MIB]])
     places = [
         (0, "/sparse", 8 * MIB, 0),
         (1, "/large", len(large), 0),

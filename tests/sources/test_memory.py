@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import multiprocessing
 import os
 import sqlite3
 import threading
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 from packer.sources.memory import Memory, Stamps, find_rows, hash_range, stamp_of
-from tests.sources.test_directory import as_nobody, needs_root
+from tests.host import as_nobody, in_processes, needs_root
 
 
 def stamps(count: int, *, device: int = 64768, first: int = 0) -> Stamps:
@@ -245,13 +244,7 @@ def write_many(path: Path, worker: int) -> None:
 
 def test_several_processes_use_one_memory(tmp_path: Path) -> None:
     path = tmp_path / "m"
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=write_many, args=(path, number)) for number in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * 4
+    in_processes(write_many, [(path, number) for number in range(4)])
     memory = Memory(path)
     for number in range(4):
         assert recall(memory, stamps(2000, first=number * 10_000))[1].all()

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,25 +13,18 @@ import numpy as np
 import pytest
 
 from packer.sources.base import FileRange, Learning, Wanted
-from packer.sources.store import Store, StoreError, clone_range
-from tests.sources.test_directory import as_contents, as_hints, as_nobody, needs_root
-
-
-def sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
-
-
-def put(store: Store, data: bytes) -> bytes:
-    assert store.put(sha256(data), len(data), [data])
-    return sha256(data)
-
-
-def table(*digests: bytes) -> np.ndarray:
-    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32)
-
-
-def ask(*blobs: bytes) -> Wanted:
-    return Wanted(as_contents(list(blobs)), np.arange(len(blobs)), as_hints([]))
+from packer.sources.store import Store
+from packer.sources.store_files import StoreError
+from tests.artifact.make import contents_of
+from tests.host import (
+    as_nobody,
+    in_processes,
+    needs_root,
+    shared_bytes,
+    sharing_file_system,
+)
+from tests.sources.asking import as_hints
+from tests.sources.stores import put, sha256
 
 
 def everything_below(folder: Path) -> list[Path]:
@@ -52,24 +43,12 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def xfs(tmp_path: Path) -> Iterator[Path]:
-    """A file system that can share blocks."""
-    image, folder = tmp_path / "xfs.img", tmp_path / "xfs"
-    with image.open("wb") as file:
-        file.truncate(400 << 20)
-    folder.mkdir()
-    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with sharing_file_system(tmp_path) as folder:
+        yield folder
 
 
-def shared_bytes(path: Path) -> int:
-    """How many bytes of a file share their blocks with another, by filefrag of e2fsprogs."""
-    text = subprocess.run(
-        ["filefrag", "-v", "-b1", path], check=True, capture_output=True, text=True
-    ).stdout
-    lines = [line for line in text.splitlines() if "shared" in line]
-    return sum(int(line.split(":")[3]) for line in lines)
+def ask(*blobs: bytes) -> Wanted:
+    return Wanted(contents_of(list(blobs)), np.arange(len(blobs)), as_hints([]))
 
 
 def test_what_was_put_is_found_and_fetched(store: Store) -> None:
@@ -252,9 +231,12 @@ def test_a_clone_does_not_change_with_its_source(xfs: Path) -> None:
 
 @needs_root
 def test_nothing_is_shared_between_file_systems(xfs: Path, tmp_path: Path) -> None:
-    (tmp_path / "source").write_bytes(bytes(8192))
-    with (tmp_path / "source").open("rb") as source, (xfs / "target").open("wb") as target:
-        assert clone_range(source.fileno(), 0, 8192, target.fileno()) == 0
+    store, data = Store(xfs / "store"), os.urandom(8192)
+    (tmp_path / "source").write_bytes(data)
+    with (tmp_path / "source").open("rb") as source:
+        assert store.put_clone(source.fileno(), 0, 8192, sha256(data))
+    assert store.path_of(sha256(data)).read_bytes() == data
+    assert shared_bytes(store.path_of(sha256(data))) == 0
 
 
 @needs_root
@@ -301,13 +283,7 @@ def put_the_same(folder: Path) -> None:
 
 def test_several_processes_put_the_same_objects(tmp_path: Path) -> None:
     folder = tmp_path / "store"
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=put_the_same, args=(folder,)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * 4
+    in_processes(put_the_same, [(folder,)] * 4)
     store = Store(folder)
     assert len(list(store.list())) == 300
     assert store.verify() == ()
@@ -370,70 +346,6 @@ def test_an_object_that_is_used_counts_as_young_again(store: Store) -> None:
     assert store.collect(older_than_seconds=86_400).digests == ()
 
 
-def test_what_a_vm_leases_is_never_collected(store: Store) -> None:
-    kept, other = put(store, b"kept"), put(store, b"other")
-    store.lease("my-vm", table(kept, sha256(b"comes later")))
-    assert store.collect(everything=True).digests == (other,)
-    put(store, b"comes later")
-    assert Store(store.folder).collect(max_bytes=0).digests == ()
-    assert list(store.leased()) == ["my-vm"]
-    store.lease("my-vm", table())
-    assert len(store.collect(everything=True).digests) == 2
-    store.release("my-vm")
-    store.release("my-vm")
-    assert store.leased() == {}
-
-
-@pytest.mark.parametrize("name", ["", "../x", ".hidden", "a/b", "@1-2", "x" * 300, "a\0"])
-def test_a_lease_needs_a_plain_name(store: Store, name: str) -> None:
-    with pytest.raises(StoreError):
-        store.lease(name, table())
-    with pytest.raises(StoreError):
-        store.release(name)
-
-
-def test_a_damaged_lease_stops_the_collection(store: Store) -> None:
-    put(store, b"data")
-    store.lease("vm", table())
-    (store.folder / "leases" / "vm").write_bytes(b"not 32 bytes")
-    with pytest.raises(StoreError, match="leases/vm"):
-        store.collect(everything=True)
-    assert len(list(store.list())) == 1
-
-
-def test_the_lease_of_a_process_ends_with_it(store: Store) -> None:
-    digest = put(store, b"data")
-    with store.using(table(digest)):
-        assert store.collect(everything=True).digests == ()
-    assert store.collect(everything=True).digests == (digest,)
-    assert list((store.folder / "leases").iterdir()) == []
-
-
-DIES_WHILE_USING = """
-import sys
-from pathlib import Path
-import numpy as np
-from packer.sources.store import Store
-digests = np.frombuffer(bytes.fromhex(sys.argv[2]), dtype=np.uint8).reshape(-1, 32)
-with Store(Path(sys.argv[1])).using(digests):
-    print("using", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_the_lease_of_a_killed_process_is_dropped(store: Store) -> None:
-    digest = put(store, b"data")
-    command = [sys.executable, "-c", DIES_WHILE_USING, str(store.folder), digest.hex()]
-    user = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert user.stdout is not None
-    assert user.stdout.readline() == b"using\n"
-    assert store.collect(everything=True).digests == ()
-    user.send_signal(signal.SIGKILL)
-    user.communicate()
-    assert store.collect(everything=True).digests == (digest,)
-    assert list((store.folder / "leases").iterdir()) == []
-
-
 def test_an_object_that_is_collected_stays_readable_where_it_is_open(store: Store) -> None:
     digest = put(store, b"data")
     rows = store.find(ask(b"data"), deep=False).rows
@@ -445,14 +357,12 @@ def test_an_object_that_is_collected_stays_readable_where_it_is_open(store: Stor
 
 def test_no_descriptor_is_left_open(store: Store) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    digest = put(store, b"data")
+    put(store, b"data")
     store.put(sha256(b"x"), 1, [b"y"])
     store.find(ask(b"data"), deep=True)
     pieces = store.fetch(np.array([0]))
     next(pieces)
     del pieces
     store.verify()
-    store.lease("vm", table(digest))
-    with store.using(table(digest)):
-        store.collect(everything=True)
+    store.collect(everything=True)
     assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -11,21 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="loop devices and mounts need root")
+from tests.host import run
 
 MIB = 1 << 20
 DISK_BYTES = 96 * MIB
-
-
-def run(*command: str | Path, text: str = "") -> str:
-    done = subprocess.run(
-        [str(word) for word in command], check=False, capture_output=True, text=True, input=text
-    )
-    if done.returncode:
-        raise AssertionError(f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return done.stdout
 
 
 @dataclass(frozen=True)
@@ -82,7 +70,7 @@ def table(path: Path, parts: tuple[Part, ...] = PARTS, kind: str = "gpt") -> Non
     lines = [f"label: {kind}"]
     for part in parts:
         lines.append(f"start={part.start // 512}, size={part.size // 512}, type={part.gpt_type}")
-    run("sfdisk", "-q", path, text="\n".join(lines))
+    run("sfdisk", "-q", path, stdin="\n".join(lines))
 
 
 @functools.cache

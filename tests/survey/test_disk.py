@@ -16,8 +16,9 @@ from formats.ranges import total
 from packer.errors import InputError, InUseError, UsageError
 from packer.survey.disk import Disk, open_disk
 from packer.survey.qemu_nbd import QemuNbd
+from tests.host import needs_root, run
 from tests.survey import disks
-from tests.survey.disks import MIB, needs_root, run
+from tests.survey.disks import MIB
 
 SIZE = 24 * MIB
 DATA = [(0, 3 * MIB), (5 * MIB, 6 * MIB), (SIZE - MIB, SIZE)]

@@ -16,8 +16,9 @@ from packer.errors import InUseError
 from packer.survey import block_devices, in_use
 from packer.survey.disk import open_disk
 from packer.survey.in_use import findings, refuse_if_in_use
+from tests.host import needs_root, run
 from tests.survey import disks
-from tests.survey.disks import MIB, needs_root, run
+from tests.survey.disks import MIB
 
 
 @pytest.fixture

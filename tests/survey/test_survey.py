@@ -18,8 +18,9 @@ from packer.survey.limits import Limits
 from packer.survey.model import Survey
 from packer.survey.recognise import MAGICS, Magic, recognise
 from packer.survey.survey import survey
+from tests.host import run
 from tests.survey import disks
-from tests.survey.disks import DISK_BYTES, EXT, FAT, FILES, MIB, RAW, SWAP, Part, run
+from tests.survey.disks import DISK_BYTES, EXT, FAT, FILES, MIB, RAW, SWAP, Part
 
 MD = b"\xfc\x4e\x2b\xa9"
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
+from fixtures import web
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -106,35 +103,8 @@ def serving(answer: Callable[[Answer, int], None]) -> Iterator[Server]:
 
 @contextmanager
 def nginx(root: Path, work: Path, *, extra: str = "") -> Iterator[str]:
-    """A real nginx over a directory; its base URL. `extra`: more lines for its location."""
-    if NGINX is None:
+    """`fixtures.web.nginx`; the test is skipped where there is none."""
+    if web.NGINX is None:
         pytest.skip("nginx is not installed")
-    work.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    paths = "".join(
-        f"{kind}_temp_path {work}/{kind};"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    configuration = work / "nginx.conf"
-    configuration.write_text(
-        f"daemon off; master_process off; worker_processes 1; pid {work}/pid;"
-        f"error_log {work}/error.log; events {{}} http {{ access_log {work}/access.log; {paths}"
-        f"server {{ listen 127.0.0.1:{port}; root {root}; location / {{ {extra} }} }} }}\n"
-    )
-    process = subprocess.Popen(
-        [NGINX, "-p", str(work), "-e", f"{work}/error.log", "-c", str(configuration)],
-        stdin=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(200):
-            assert process.poll() is None, (work / "error.log").read_text()
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
+    with web.nginx(root, work, extra=extra) as url:
+        yield url

@@ -72,26 +72,9 @@ class TestOverNginx:
         check_ranges(client, url + "/file", [(0, 100), (1100, 100)])
         assert client.received_bytes == 1200
 
-    def test_a_file_is_continued_where_it_was_left(
-        self, client: Client, url: str, tmp_path: Path
-    ) -> None:
-        (tmp_path / "got.partial").write_bytes(DATA[:MIB])
-        assert client.get_file(url + "/file", tmp_path / "got", len(DATA)) == len(DATA)
-        assert (tmp_path / "got").read_bytes() == DATA
-        assert client.received_bytes == 2 * MIB
-        assert not (tmp_path / "got.partial").exists()
-
-    def test_a_complete_partial_costs_nothing(
-        self, client: Client, url: str, tmp_path: Path
-    ) -> None:
-        (tmp_path / "got.partial").write_bytes(DATA)
-        assert client.get_file(url + "/file", tmp_path / "got", len(DATA)) == len(DATA)
-        assert (tmp_path / "got").read_bytes() == DATA
-
-    def test_empty_files_have_size_zero(self, client: Client, url: str, tmp_path: Path) -> None:
+    def test_empty_files_have_size_zero(self, client: Client, url: str) -> None:
         assert client.get_size(url + "/empty") == 0
         assert client.get_bytes(url + "/empty", 10) == b""
-        assert client.get_file(url + "/empty", tmp_path / "got", 10) == 0
 
     def test_404_is_said_as_such(self, client: Client, url: str) -> None:
         for ask in (client.get_size, lambda u: client.get_range(u, 0, 1)):
@@ -196,23 +179,6 @@ class TestServersThatFail:
             assert starts[:3] == [f"bytes={n}-{len(DATA) - 1}" for n in (0, 100_000, 200_000)]
             assert client.received_bytes == len(DATA)  # more often than ATTEMPTS, nothing twice
 
-    def test_a_file_survives_cuts_between_calls(self, client: Client, tmp_path: Path) -> None:
-        def cuts(answer: Answer, number: int) -> None:
-            if number == 6:
-                return answer.give_range(DATA)
-            start, end = answer.wanted(len(DATA)) or (0, len(DATA))
-            headers = content_range(start, end, len(DATA))
-            status = 206 if answer.headers.get("Range") else 200
-            answer.give(status, headers, DATA[start : start + 1000])
-            return answer.cut()
-
-        with serving(cuts) as server:
-            with pytest.raises(TransportError, match="5 attempts"):
-                client.get_file(server.url, tmp_path / "got", len(DATA))
-            assert (tmp_path / "got.partial").stat().st_size == 5000
-            client.get_file(server.url, tmp_path / "got", len(DATA))
-            assert (tmp_path / "got").read_bytes() == DATA
-
     def test_a_stall_ends_after_the_timeout(self) -> None:
         stop = threading.Event()
 
@@ -316,9 +282,7 @@ class TestServersThatLie:
             client.get_range(server.url, 0, 4)
 
     @pytest.mark.parametrize("chunked", [True, False])
-    def test_an_endless_body_ends_at_the_bound(
-        self, client: Client, tmp_path: Path, chunked: bool
-    ) -> None:
+    def test_an_endless_body_ends_at_the_bound(self, client: Client, chunked: bool) -> None:
         def endless(answer: Answer, _: int) -> None:
             kind = {"Transfer-Encoding": "chunked"} if chunked else {"Connection": "close"}
             answer.give(200, kind, b"")
@@ -328,11 +292,7 @@ class TestServersThatLie:
         with serving(endless) as server:
             with pytest.raises(TransportError, match="longer than 1000000"):
                 client.get_bytes(server.url, 1_000_000)
-            with pytest.raises(TransportError, match="longer than 1000000"):
-                client.get_file(server.url, tmp_path / "got", 1_000_000)
-            assert client.received_bytes < 4_000_000
-            assert not (tmp_path / "got").exists()
-            assert (tmp_path / "got.partial").stat().st_size == 0
+            assert client.received_bytes < 2_000_000
 
     def test_redirects_are_followed_with_the_range_and_bounded(self, client: Client) -> None:
         def redirects(answer: Answer, _: int) -> None:

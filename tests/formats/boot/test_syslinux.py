@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,10 +11,10 @@ import pytest
 
 from formats.boot import syslinux
 from formats.errors import Corrupt, FormatError, Unsupported
+from tests.host import needs_root
 
 
-@pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="loop mounts need root")
+@needs_root
 @pytest.mark.skipif(shutil.which("extlinux") is None, reason="extlinux is not installed")
 def test_the_sector_map_is_where_the_file_lies(tmp_path: Path) -> None:
     image, point = tmp_path / "image", tmp_path / "mnt"

@@ -17,22 +17,7 @@ import pytest
 
 from formats.filesystem.model import DATA, UNWRITTEN, FileSystem
 from formats.ranges import Ranges
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="loop mounts need root")
-
-
-def run(*command: str | Path, check: bool = True) -> str:
-    """Run a tool and return what it printed."""
-    done = subprocess.run(
-        [str(word) for word in command],
-        check=False,
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-    )
-    if check and done.returncode:
-        raise AssertionError(f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return done.stdout
+from tests.host import run
 
 
 def make(path: Path, size_mib: int, options: str) -> Path:

@@ -28,12 +28,11 @@ from tests.formats.filesystem.ext_images import (
     age,
     make,
     mounted,
-    needs_root,
     overwrite,
-    run,
     seen_by_the_kernel,
     unused,
 )
+from tests.host import needs_root, run
 
 MOUNTABLE = [
     "-t ext2",
@@ -111,7 +110,6 @@ def dumped(image: Path, field: str) -> int:
 
 
 @needs_root
-@pytest.mark.root
 @pytest.mark.parametrize("options", MOUNTABLE)
 def test_noise_over_everything_unused_is_seen_by_nobody(aged: Aged, options: str) -> None:
     image = aged(options)
@@ -127,7 +125,6 @@ def test_noise_over_everything_unused_is_seen_by_nobody(aged: Aged, options: str
 
 
 @needs_root
-@pytest.mark.root
 @pytest.mark.parametrize("options", MOUNTABLE[2:-1:4])
 def test_a_file_system_without_its_unused_bytes_can_be_written_on(aged: Aged, options: str) -> None:
     image = aged(options)
@@ -148,7 +145,6 @@ def test_a_file_system_without_its_unused_bytes_can_be_written_on(aged: Aged, op
 
 
 @needs_root
-@pytest.mark.root
 @pytest.mark.parametrize("options", MOUNTABLE)
 def test_free_blocks_are_those_that_dumpe2fs_counts(aged: Aged, options: str) -> None:
     image = aged(options)
@@ -159,7 +155,6 @@ def test_free_blocks_are_those_that_dumpe2fs_counts(aged: Aged, options: str) ->
 
 
 @needs_root
-@pytest.mark.root
 @pytest.mark.parametrize("options", MOUNTABLE)
 def test_extents_are_those_that_the_kernel_reports(aged: Aged, options: str) -> None:
     image = aged(options)
@@ -217,7 +212,6 @@ def kernel_extents(root: Path, found: FileSystem) -> dict[str, list[Extent]]:
 
 
 @needs_root
-@pytest.mark.root
 def test_names_links_and_symlinks_are_all_there(aged: Aged) -> None:
     image = aged("-b 4096")
     found = read(image)
@@ -257,7 +251,6 @@ def test_noise_is_harmless_where_only_e2fsprogs_can_read(tmp_path: Path, options
 
 
 @needs_root
-@pytest.mark.root
 @pytest.mark.parametrize("options", ["-t ext3", "-t ext4", "-b 1024", "-b 4096 -O fast_commit"])
 def test_a_journal_with_an_emptied_body_still_replays_after_a_crash(
     aged: Aged, tmp_path: Path, options: str
@@ -293,7 +286,6 @@ def test_a_journal_with_an_emptied_body_still_replays_after_a_crash(
 
 
 @needs_root
-@pytest.mark.root
 def test_a_mounted_file_system_without_journal_is_dirty(tmp_path: Path) -> None:
     image = make(tmp_path / "image", 64, "-t ext2")
     copy = tmp_path / "copy"

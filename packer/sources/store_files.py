@@ -1,0 +1,122 @@
+"""Files of the store, for its objects and its leases: names, locks, copies, errors in words."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from packer.clone import Cloner
+from packer.sources.base import SourceError
+
+OBJECTS, TEMPORARY, LEASES = "sha256", "tmp", "leases"
+"""The folders of a store."""
+
+OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+COPY_STEP_BYTES = 1 << 20
+
+_HINTS = {
+    errno.ENOSPC: "free some space, or make the store smaller with vmpack store gc",
+    errno.EDQUOT: "your quota is used up: make the store smaller with vmpack store gc",
+    errno.EACCES: "the store belongs to the user who made it",
+    errno.EPERM: "the store belongs to the user who made it",
+    errno.EROFS: "the store needs a folder that can be written",
+}
+
+
+class StoreError(SourceError):
+    """The store cannot be written, read or locked."""
+
+
+@contextmanager
+def store_errors(folder: Path) -> Iterator[None]:
+    """Turn what the operating system says against a store into a StoreError with a hint."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"store {folder}: {error.strerror or error}", hint=_HINTS.get(error.errno or 0, "")
+        ) from error
+
+
+def make_folders(folder: Path) -> None:
+    """Make a store; what it holds may be private, so nobody else may look into it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in (TEMPORARY, OBJECTS, LEASES):
+        (folder / name).mkdir(mode=0o700, exist_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, kind: int) -> Iterator[None]:
+    """Hold a store's lock: fcntl.LOCK_SH to lease, LOCK_EX to collect. Makes the store."""
+    make_folders(folder)
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, kind)
+        yield
+    finally:
+        os.close(fd)
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds a lock on a file of ours."""
+    fd = os.open(path, OPEN_FLAGS)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def names(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    """Return the names in a folder that have the right form, sorted; none if it is not there."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(one.name for one in entries if pattern.fullmatch(one.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all of `data` at the descriptor's position. Raises OSError."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def copy_range(cloner: Cloner, fd: int, offset: int, length: int, target: int) -> bool:
+    """Fill the empty file `target` with a range of another; False when that cannot be read.
+
+    As many whole blocks as the file system shares are shared. Raises OSError when the target
+    cannot be written.
+    """
+    done = _shareable(fd, offset, length, target)
+    if done == 0 or not cloner.clone_blocks(fd, offset, target, 0, done):
+        done = 0
+    os.lseek(target, done, os.SEEK_SET)
+    while done < length:
+        try:
+            data = os.pread(fd, min(COPY_STEP_BYTES, length - done), offset + done)
+        except OSError:  # a bad sector of the source is no trouble of the target's
+            return False
+        if not data:
+            return False
+        write_all(target, data)
+        done += len(data)
+    return True
+
+
+def _shareable(fd: int, offset: int, length: int, target: int) -> int:
+    """Return how many bytes of a range are whole blocks, or reach the end of their file."""
+    block_bytes = os.fstatvfs(target).f_bsize
+    if offset % block_bytes:
+        return 0
+    at_the_end = offset + length == os.fstat(fd).st_size
+    return length if at_the_end else length - length % block_bytes

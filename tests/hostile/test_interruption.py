@@ -1,0 +1,188 @@
+"""kill -9 and Ctrl-C at any moment: nothing half done has the final name, nothing is done twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.refusal import INTERRUPTED, refused
+from tests.round_trip.command import Vmpack
+from tests.round_trip.layouts import config_digest
+from tests.round_trip.mirror import Mirror, mirror
+from tests.round_trip.packs import author_key
+from tests.round_trip.small import make_disk, write_files
+
+MIB = 1 << 20
+MOMENTS = 20
+UNDER_WAY = 8 * MIB
+"""What four connections, each with a frame of at most 1 MiB not yet whole, and the buffers behind
+them can hold that was sent and is not yet in the disk."""
+
+BYTES_PER_SECOND = 40e6
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pack, a folder, of a disk with 80 MB of noise in files."""
+    folder = tmp_path_factory.mktemp("medium")
+    files = write_files(folder / "files", seed=11, big=38, small=200)
+    image = make_disk(folder / "medium.raw", files, size_mib=128)
+    author = Vmpack(author_key().parents[1])
+    author.good("pack", image, "-o", f"{folder}/medium/", "--no-packages")
+    return folder / "medium"
+
+
+@pytest.fixture(scope="module")
+def whole_bytes(medium: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """What one unpack that nobody interrupts makes the mirror send."""
+    folder = tmp_path_factory.mktemp("whole")
+    with mirror(medium) as one:
+        trusting = Vmpack(author_key().parents[1])
+        trusting.good("unpack", one.url, "-o", folder / "d.raw", "--from", "store:", "--no-store")
+        (folder / "d.raw").unlink()
+        return one.sent_bytes
+
+
+def arguments(one: Mirror, disk: Path) -> list[str | Path]:
+    return ["unpack", one.url, "-o", disk, "--from", "store:", "--no-store", "--quiet"]
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals) -> tuple[str, str]:
+    """Send a signal to a process that we started; what it had printed."""
+    os.kill(process.pid, number)
+    return process.communicate(timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(MOMENTS))
+def test_an_unpack_that_was_killed_goes_on_where_it_was(
+    run_vmpack: Vmpack, medium: Path, whole_bytes: int, room: Path, moment: int
+) -> None:
+    """Moments are counted in bytes that the mirror has sent, so that a slow host changes nothing;
+    the last ones come after the last byte, while the disk is finished.
+    """
+    chance = random.Random(f"unpack {moment}")
+    disk = room / "rebuilt.raw"
+    with mirror(medium, bytes_per_second=BYTES_PER_SECOND) as one:
+        process = run_vmpack.start(*arguments(one, disk))
+        if moment < MOMENTS - 3:
+            one.wait_until_sent(chance.randrange(whole_bytes))
+        else:
+            one.wait_until_sent(whole_bytes)
+            time.sleep(chance.uniform(0, 0.4))
+        end(process, signal.SIGKILL)
+        finished = disk.exists()
+        before = one.sent_bytes
+        if finished:
+            assert moment >= MOMENTS - 3, "the disk had its name before it was complete"
+        else:
+            report = run_vmpack.json(*arguments(one, disk))
+            assert sum(s["content_bytes"] for s in report["supplied"]) + report[
+                "resumed_bytes"
+            ] == report["content_bytes"]
+        assert one.sent_bytes <= whole_bytes + UNDER_WAY, f"killed after {before} bytes"
+    assert run_vmpack.json("verify", disk, medium, "--exact")["right"]
+    assert not disk.with_name("rebuilt.raw.partial").exists()
+
+
+@pytest.mark.slow
+def test_an_unpack_that_is_killed_again_and_again_still_ends(
+    run_vmpack: Vmpack, medium: Path, whole_bytes: int, room: Path
+) -> None:
+    chance = random.Random(77)
+    disk = room / "rebuilt.raw"
+    kills = 5
+    with mirror(medium, bytes_per_second=BYTES_PER_SECOND) as one:
+        for _ in range(kills):
+            process = run_vmpack.start(*arguments(one, disk))
+            one.wait_until_sent(one.sent_bytes + chance.randrange(2 * MIB, whole_bytes // 7))
+            end(process, signal.SIGKILL)
+            assert not disk.exists()
+        run_vmpack.good(*arguments(one, disk))
+        assert one.sent_bytes <= whole_bytes + kills * UNDER_WAY
+    assert run_vmpack.json("verify", disk, medium, "--exact")["right"]
+
+
+@pytest.mark.parametrize("ending", ["", "/"])
+def test_a_pack_that_is_killed_leaves_nothing_under_the_final_name(
+    author: Vmpack, medium: Path, room: Path, ending: str
+) -> None:
+    image, output = medium.with_name("medium.raw"), room / "again"
+    command = ["pack", image, "-o", f"{output}{ending}", "--no-packages", "--name", "medium", "-q"]
+    started = time.monotonic()
+    author.good(*command)
+    usual_s = time.monotonic() - started
+    author.good("copy", output, f"{room}/first/")
+    identity = config_digest(room / "first")
+    chance = random.Random(f"pack {ending}")
+    for _ in range(MOMENTS // 2):
+        process = author.start(*command, "--force")
+        remove(output)
+        time.sleep(chance.uniform(0.3, 1) * usual_s)
+        end(process, signal.SIGKILL)
+        if output.exists():
+            assert author.json("inspect", output)["identity"] == identity
+            assert author.json("verify", image, output)["right"]
+    author.good(*command, "--force")
+    author.good("copy", output, f"{room}/last/")
+    assert config_digest(room / "last") == identity
+
+
+def remove(output: Path) -> None:
+    if output.is_dir():
+        output.rename(output.with_name(f"old-{time.monotonic_ns()}"))
+    elif output.exists():
+        output.unlink()
+
+
+def test_an_interrupted_unpack_says_so_in_one_line(
+    run_vmpack: Vmpack, medium: Path, whole_bytes: int, room: Path
+) -> None:
+    disk = room / "rebuilt.raw"
+    with mirror(medium, bytes_per_second=BYTES_PER_SECOND) as one:
+        for share in (0.1, 0.6):
+            process = run_vmpack.start(*arguments(one, disk))
+            one.wait_until_sent(int(whole_bytes * share))
+            printed, said = end(process, signal.SIGINT)
+            done = subprocess.CompletedProcess([], process.returncode, printed, said)
+            refused(done, INTERRUPTED, output=disk)
+            assert said == "vmpack: interrupted\n"
+        run_vmpack.good(*arguments(one, disk))
+        assert one.sent_bytes <= whole_bytes + 2 * UNDER_WAY
+    assert run_vmpack.json("verify", disk, medium, "--exact")["right"]
+
+
+def test_an_interrupted_pack_says_so_in_one_line_and_leaves_nothing(
+    author: Vmpack, medium: Path, room: Path
+) -> None:
+    output = room / "new.vmpack"
+    process = author.start(
+        "pack", medium.with_name("medium.raw"), "-o", output, "--no-packages", "-q"
+    )
+    deadline = time.monotonic() + 60
+    while not list(room.glob("new.vmpack.*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    printed, said = end(process, signal.SIGINT)
+    done = subprocess.CompletedProcess([], process.returncode, printed, said)
+    refused(done, INTERRUPTED, output=output)
+    assert said == "vmpack: interrupted\n"
+    assert [path.name for path in room.iterdir() if path.name.startswith("new")] == []
+
+
+def test_two_unpacks_to_one_name_do_not_disturb_each_other(
+    run_vmpack: Vmpack, medium: Path, whole_bytes: int, room: Path
+) -> None:
+    disk = room / "rebuilt.raw"
+    with mirror(medium, bytes_per_second=BYTES_PER_SECOND) as one:
+        first = run_vmpack.start(*arguments(one, disk))
+        one.wait_until_sent(whole_bytes // 4)
+        refused(run_vmpack(*arguments(one, disk)), 6, str(disk), output=disk)
+        _, said = first.communicate(timeout=120)
+        assert first.returncode == 0, said
+    assert run_vmpack.json("verify", disk, medium, "--exact")["right"]
