@@ -352,8 +352,9 @@ class Guestfish:
         assert self._process.stdout is not None
         self._process.stdin.close()
         # Without its appliance guestfish gives up, and removes what it has in /tmp.
-        for end in (lambda: None, self._end_children, self._end_all):
-            end()
+        for how in (None, self._end_children, self._end_all):
+            if how is not None:
+                how()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
                 break
