@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from packer.inspect.pack import PackSummary, inspect_pack
     from packer.pack.pack import PackOptions, PackReport, pack
     from packer.sources.open import SourceOpener, open_pack
-    from packer.unpack.unpack import UnpackReport, dry_run, unpack
+    from packer.unpack.dry_run import DryRun, dry_run
+    from packer.unpack.unpack import UnpackReport, unpack
     from packer.unpack.verify import VerifyReport, verify
 
 _HOMES = {
@@ -47,12 +48,14 @@ _HOMES = {
     "packer.inspect.pack": ("PackSummary", "inspect_pack"),
     "packer.pack.pack": ("PackOptions", "PackReport", "pack"),
     "packer.sources.open": ("SourceOpener", "open_pack"),
-    "packer.unpack.unpack": ("UnpackReport", "dry_run", "unpack"),
+    "packer.unpack.dry_run": ("DryRun", "dry_run"),
+    "packer.unpack.unpack": ("UnpackReport", "unpack"),
     "packer.unpack.verify": ("VerifyReport", "verify"),
 }
 
 __all__ = [
     "CopyReport",
+    "DryRun",
     "Error",
     "Extent",
     "ImageReport",

@@ -9,7 +9,6 @@ that older ones can ignore); an unknown `schema` is refused.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -18,7 +17,8 @@ import msgspec
 from packer.artifact import strict_json
 from packer.artifact.manifest import Digest
 from packer.artifact.strict_json import invalid
-from packer.errors import InputError
+from packer.errors import InputError, UsageError
+from packer.text import printable as text_for_people
 
 SCHEMA = 1
 MAX_CONFIG_BYTES = 1 << 20
@@ -36,8 +36,8 @@ MAX_ENTRIES = 1024
 _CONTROLS = "\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069"
 """Characters that change how a terminal shows the text around them."""
 
+SECTOR_SIZES = (512, 4096)
 _MAX_COUNT = (1 << 63) - 1
-_UNPRINTABLE = re.compile(f"[{_CONTROLS}\ud800-\udfff]")
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARACTERS, pattern=rf"\A[^{_CONTROLS}]*\Z")]
 Uri = Annotated[
@@ -159,12 +159,29 @@ def decode(data: bytes, what: str = "config") -> Config:
         )
     config = strict_json.decode(data, Config, what, MAX_CONFIG_BYTES)
     for row, disk in enumerate(config.disks):
-        if disk.sector_size not in (512, 4096):
+        if disk.sector_size not in SECTOR_SIZES:
             raise invalid(what, f"disks[{row}].sector_size", "512 or 4096", disk.sector_size)
         if disk.size % disk.sector_size:
             expected = f"a multiple of the sector size, {disk.sector_size} bytes"
             raise invalid(what, f"disks[{row}].size", expected, disk.size)
     return config
+
+
+def check_author(name: str, version: int, sources: Iterable[str]) -> None:
+    """Raise UsageError, with the key path, for what no config can hold."""
+    stand_in = "sha256:" + "0" * 64
+    try:
+        encode(
+            Config(
+                name=name,
+                version=version,
+                disks=(Disk(SECTOR_SIZES[0], SECTOR_SIZES[0], stand_in, 1),),
+                hints=HintsRef(stand_in, 1),
+                sources=tuple(sources),
+            )
+        )
+    except InputError as error:
+        raise UsageError(str(error), hint=error.hint) from error
 
 
 def digest(data: bytes) -> str:
@@ -174,7 +191,7 @@ def digest(data: bytes) -> str:
 
 def printable(text: str) -> str:
     """Return text from a guest as a config may hold it: no control characters, not too long."""
-    clean = _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+    clean = text_for_people(text)
     if len(clean) <= MAX_TEXT_CHARACTERS:
         return clean
     return clean[: MAX_TEXT_CHARACTERS - 1] + "…"

@@ -128,7 +128,16 @@ MAX_PATH_BYTES = 4096
 """PATH_MAX of Linux; a longer hint could never be looked up."""
 
 
+MAX_PATHS_BYTES = 512 << 20
+"""All paths together, spelled out; five million files have about that much."""
+
+
 def _join_paths(tails: bytes, shared: list[int]) -> list[str]:
+    spelled_out = len(tails) + sum(shared)
+    _expect(
+        spelled_out <= MAX_PATHS_BYTES,
+        f"paths of {spelled_out} bytes, expected at most {MAX_PATHS_BYTES}",
+    )
     pieces = tails.split(b"\0") if shared else []
     _expect(len(pieces) == len(shared), "path_tails: not one path a row")
     paths: list[str] = []

@@ -59,6 +59,11 @@ class OpenedPack:
     @cached_property
     def map(self) -> Map:
         """Return the map of the pack's disk, as the config names it."""
+        if len(self.config.disks) != 1:
+            raise InputError(
+                f"{self.layout.location}: a pack of {len(self.config.disks)} disks, expected one",
+                hint="a newer vmpack may be able to read this pack",
+            )
         disk = self.config.disks[0]
         frame = self._part(self.manifest.maps()[0])
         where = f"{self.layout.location}: map"

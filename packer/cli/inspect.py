@@ -15,8 +15,9 @@ from packer.inspect.image import ImageReport, inspect_image
 from packer.inspect.pack import PackSummary, inspect_pack, stubs_of
 from packer.sources.open import open_pack
 from packer.survey.model import Volume
-from packer.text import format_bytes, format_table
+from packer.text import format_bytes, format_table, printable
 
+WEB = ("https://", "http://")
 CARRIED_BY = {
     "boot": "every copy",
     "private": "thin and full copies",
@@ -41,9 +42,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """Inspect."""
-    if "://" not in options.what and not is_layout(options.what):
+    if not options.what.startswith(WEB) and not is_layout(options.what):
         if options.stubs:
-            raise UsageError("--stubs lists the stubs of a pack; this is a disk image")
+            raise UsageError(f"--stubs lists the stubs of a pack; {options.what} is a disk image")
         report = inspect_image(
             options.what,
             backing=options.backing,
@@ -55,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
         else:
             _print_image(report, files=options.files)
         return 0
+    if options.files or options.backing:
+        raise UsageError(f"--files and --backing are for disk images; {options.what} is a pack")
     with open_pack(options.what) as pack:
         summary = inspect_pack(pack)
         stubs = list(stubs_of(pack)) if options.stubs else []
@@ -65,7 +68,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.stubs:
         _print_pack(summary)
     for stub in stubs:
-        print(f"{stub.content}  {stub.size_bytes:>12,}  {stub.path}  <- {stub.where}")
+        place, where = printable(stub.path), printable(stub.where)
+        print(f"{stub.content}  {stub.size_bytes:>12,}  {place}  <- {where}")
     return 0
 
 
@@ -82,7 +86,7 @@ def _print_image(report: ImageReport, *, files: bool) -> None:
         count = f"{group.files:,} file{'s' * (group.files > 1)}" if group.files else ""
         print(f"  {format_bytes(group.size_bytes):>9}  {count:>13}  {group.reason}")
         for path, size in group.paths if files else ():
-            print(f"{size:>20,}  {path}")
+            print(f"{size:>20,}  {printable(path)}")
     _heading("classes")
     rows = [
         (name, f"{count:,} contents", format_bytes(size), CARRIED_BY[name])
@@ -100,7 +104,10 @@ def _print_image(report: ImageReport, *, files: bool) -> None:
     _heading("private: the largest folders")
     print(
         format_table(
-            [(format_bytes(size), f"{count:,}", folder) for folder, count, size in report.private],
+            [
+                (format_bytes(size), f"{count:,}", printable(folder))
+                for folder, count, size in report.private
+            ],
             ">><",
         )
     )

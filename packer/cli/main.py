@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from packer.errors import Error
+from packer.text import printable
 
 INTERRUPTED = 130
 VERBS = ("pack", "inspect", "copy", "unpack", "verify", "key", "trust", "store", "inventory")
@@ -66,9 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
         sys.stdout.flush()
     except Error as error:
-        print(f"vmpack: {error.message}", file=sys.stderr)
+        # What it quotes may come from a hostile image or pack; a list has lines of its own.
+        for number, line in enumerate(error.message.split("\n")):
+            print(printable(line) if number else f"vmpack: {printable(line)}", file=sys.stderr)
         if error.hint:
-            print(f"  hint: {error.hint}", file=sys.stderr)
+            print(f"  hint: {printable(error.hint)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("vmpack: interrupted", file=sys.stderr)

@@ -122,6 +122,12 @@ def run(options: argparse.Namespace) -> int:
         [] if options.unsigned else signing_keys(options.key),
         progress_of(options),
     )
+    if report.nobody_named:
+        print(
+            "vmpack: note: this pack leaves contents out and names nobody who has them; keep a "
+            "full copy, and say with --source where it will be",
+            file=sys.stderr,
+        )
     if options.json:
         print_json(_as_json(report))
     else:

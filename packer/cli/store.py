@@ -87,7 +87,7 @@ def run_gc(options: argparse.Namespace) -> int:
         print_json(
             {
                 "removed": len(removed.digests),
-                "removed.size_bytes": removed.size_bytes,
+                "removed_bytes": removed.size_bytes,
                 "kept": removed.kept,
                 "kept_bytes": removed.kept_bytes,
             }

@@ -8,7 +8,7 @@ from pathlib import Path
 from packer.artifact.keys import load_public
 from packer.artifact.trust_store import TrustStore
 from packer.cli.options import add_verb
-from packer.text import format_table
+from packer.text import format_table, printable
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,7 +55,7 @@ def run_list(options: argparse.Namespace) -> int:  # noqa: ARG001
         print("no key is trusted on this host")
     for rule in rules:
         print(f"packs called {' '.join(rule.patterns)}: {rule.threshold} of")
-        print(format_table([(key.fingerprint, key.comment) for key in rule.keys], "<<"))
+        print(format_table([(key.fingerprint, printable(key.comment)) for key in rule.keys], "<<"))
     used = {(name, one.version, one.config_digest) for (_, name), one in trust.memory().items()}
     if used:
         print("highest versions used:")

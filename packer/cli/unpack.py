@@ -23,8 +23,9 @@ from packer.cli.settings import load_settings
 from packer.errors import MissingError
 from packer.sources.open import SourceOpener, open_pack
 from packer.sources.store import Store
-from packer.text import format_bytes, format_table
-from packer.unpack.unpack import FORMATS, DryRun, UnpackReport, dry_run, unpack
+from packer.text import format_bytes, format_table, printable
+from packer.unpack.dry_run import DryRun, dry_run
+from packer.unpack.unpack import FORMATS, MISSING_SHOWN, UnpackReport, unpack
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         if not options.no_store and store.uri not in named:
             sources.insert(0, store)  # what was fetched once is not fetched again
         if options.dry_run:
-            return _show_plan(dry_run(pack, sources, progress_of(options)), as_json=options.json)
+            return _show_plan(dry_run(pack, sources), as_json=options.json)
         report = unpack(
             pack,
             options.output,
@@ -162,6 +163,11 @@ def _show_plan(plan: DryRun, *, as_json: bool) -> int:
     else:
         print(f"a disk of {format_bytes(plan.disk_bytes)} would come from:")
         _print_sources([(uri, size, cost) for uri, _, size, cost in plan.steps])
-        for name, size, path in plan.missing:
-            print(f"  missing  {name}  {size:>12,}  {path}")
+        if plan.missing:
+            lacking = sum(size for _, size, _ in plan.missing)
+            print(f"nobody has {len(plan.missing):,} contents, {format_bytes(lacking)}:")
+        for name, size, path in plan.missing[:MISSING_SHOWN]:
+            print(f"  {name}  {size:>12,}  {printable(path)}")
+        if len(plan.missing) > MISSING_SHOWN:
+            print(f"  … and {len(plan.missing) - MISSING_SHOWN:,} more; --json lists them all")
     return MissingError.exit_code if plan.missing else 0

@@ -276,9 +276,9 @@ def _select(files: Files, action: Action, folder: str, name: str, selection: Sel
     for entry, status in entries:
         if not stat.S_ISREG(status.mode):
             continue
-        emptied = action == "empty" or (action == "logs" and not _can_be_made_anew(entry, status))
-        if emptied and not status.size:
+        if action in ("logs", "empty") and not status.size:
             continue
+        emptied = action == "empty" or (action == "logs" and not _can_be_made_anew(entry, status))
         (selection.emptied if emptied else selection.files).append(entry)
         taken.append(status)
     if taken:

@@ -20,6 +20,9 @@ from packer.artifact.config import (
 from packer.artifact.contents import Class
 from packer.pack.prepare import Prepared
 
+APT = "apt:"
+"""The distribution's mirrors as the user's host has them configured."""
+
 
 def describe(
     prepared: Prepared,
@@ -73,6 +76,6 @@ def describe(
 
 
 def _mirrors(prepared: Prepared, sources: Sequence[str]) -> tuple[str, ...]:
-    """Return "apt:" if a mirror of the distribution was found to have packages of this guest."""
+    """Return APT if a mirror of the distribution was found to have packages of this guest."""
     listed = any(package.filename for package in prepared.hints.packages)
-    return ("apt:",) if listed and "apt:" not in sources else ()
+    return (APT,) if listed and APT not in sources else ()

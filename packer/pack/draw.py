@@ -29,13 +29,19 @@ class Drawing:
 
 
 def classify(
-    survey: Survey, judgement: Judgement, cut: Cut, owned: NDArray[np.bool_]
+    survey: Survey,
+    judgement: Judgement,
+    cut: Cut,
+    owned: NDArray[np.bool_],
+    *,
+    keep_free: bool = False,
 ) -> NDArray[np.uint8]:
     """Return the class of every fragment, uint8[f].
 
     Metadata of a parsed volume and everything outside volumes is needed before anything can be
-    resolved: boot; so is a partition that holds a loader instead of a file system. What lies
-    wholly in a volume that nobody can parse, or that is not clean, is private.
+    resolved: boot; so is a partition that holds a loader instead of a file system. Where metadata
+    cannot be told from free blocks (nobody can parse the volume, it is not clean, or free blocks
+    are kept), both are private.
     """
     of_stream = cut.stream != NO_STREAM
     classes = np.full(len(cut.size), Class.BOOT, dtype=np.uint8)
@@ -43,7 +49,7 @@ def classify(
     for volume in survey.volumes:
         if volume.partition_type in QUIET_TYPES:
             continue
-        if volume.kind == "raw" or volume.state != "clean":
+        if volume.kind == "raw" or volume.state != "clean" or keep_free:
             # A run is cut at whole MiB: it may reach over a volume's border into the next one.
             inside = (begins >= volume.start) & (begins + cut.size <= volume.end)
             classes[inside & ~of_stream] = Class.PRIVATE

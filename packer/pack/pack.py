@@ -21,7 +21,7 @@ from packer.artifact.zstd import compress
 from packer.pack.against import Against
 from packer.pack.bundle import write_bundles
 from packer.pack.clean import open_cleaned
-from packer.pack.describe import describe
+from packer.pack.describe import APT, describe
 from packer.pack.prepare import Resolve, prepare
 from packer.progress import Progress, Silent
 
@@ -74,6 +74,13 @@ class PackReport:
     removed: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def nobody_named(self) -> bool:
+        """Return whether contents are left out and no source is named that could supply them."""
+        carried = any(title.startswith("shared") for title in self.bundles)
+        left_out = self.config.totals.shared.count > 0 and not carried
+        return left_out and not self.config.sources
+
 
 def pack(
     image: str | Path,
@@ -84,11 +91,12 @@ def pack(
 ) -> PackReport:
     """Pack a disk image.
 
-    Raises InUseError when something uses the image or it changes meanwhile, InputError when it
-    cannot be read, Error when the output cannot be written. Nothing appears under the final name
-    before it is complete.
+    Raises UsageError for a name, version or source that cannot be, InUseError when something uses
+    the image or it changes meanwhile, InputError when it cannot be read, Error when the output
+    cannot be written. Nothing appears under the final name before it is complete.
     """
     progress = progress or Silent()
+    configs.check_author(options.name, options.version, (*options.sources, APT))
     with (
         create_layout(output, replace=options.replace) as writer,
         open_cleaned(image, options.clean, backing=options.backing, progress=progress) as (

@@ -69,6 +69,8 @@ def prepare(
     judgement = judge(surveyed, disk.source)
     if judgement.refusals:
         raise InUseError(f"{disk.path}: {judgement.refusals[0]}")
+    if keep_free:
+        judgement = replace(judgement, dropped=())
     if resolve is not None:
         judgement = replace(judgement, packages=tuple(resolve(judgement.packages)))
     dropped = union(empty_ranges(), *(one.ranges for one in judgement.dropped))
@@ -76,7 +78,7 @@ def prepare(
     reader = FragmentReader(pieces, disk.source)
     with progress.stage("hashing", int(pieces.size.sum())) as advance:
         digests = digest_fragments(pieces, reader, judgement.md5, jobs=jobs, progress=advance)
-    classes = classify(surveyed, judgement, pieces, digests.owned)
+    classes = classify(surveyed, judgement, pieces, digests.owned, keep_free=keep_free)
     drawing = draw(surveyed.size, pieces, digests, classes)
     hints = note_hints(surveyed, judgement, pieces, drawing)
     disk_map = drawing.map

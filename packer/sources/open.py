@@ -20,6 +20,7 @@ from packer.sources.disk import DiskSource
 from packer.sources.memory import Memory
 from packer.sources.pack import PackSource
 from packer.sources.store import Store
+from packer.transport.response import visible
 
 NETWORK_SCHEMES = ("https", "http", "apt")
 """What a pack may recommend by itself: nothing that names a path of this host."""
@@ -85,7 +86,7 @@ class SourceOpener:
         """Return one source. Raises UsageError and Error as `open_all` does."""
         kind, colon, rest = uri.partition(":")
         if kind in ("https", "http"):
-            return self._keep([self._other_pack(uri, uri)])[0]
+            return self._keep([self._other_pack(visible(uri), uri)])[0]
         makers: dict[str, Callable[[str], Source]] = {
             "store": lambda folder: Store(Path(folder)) if folder else self._store,
             "apt": lambda _: AptSource(host.cache_dir() / "packages"),

@@ -17,7 +17,7 @@ from packer.artifact.hints import Hints
 from packer.progress import Progress
 from packer.sources.base import Learning, Offers, Source, SourceError, Wanted
 from packer.unpack.assemble import Assembler
-from packer.unpack.plan import choose
+from packer.unpack.plan import Plan, choose
 
 Rows = NDArray[np.int64]
 
@@ -63,6 +63,11 @@ def gather(
     preference; those on the network are asked only for what nobody here has.
     """
     return _Gatherer(assembler, hints, carrier, sources, progress).run()
+
+
+def is_worth_a_search(plan: Plan) -> bool:
+    """Return whether a plan is so dear, or so incomplete, that whole trees should be indexed."""
+    return sum(plan.cost_bytes) >= DEEP_SEARCH_BYTES or len(plan.missing) > 0
 
 
 class _Gatherer:
@@ -116,9 +121,11 @@ class _Gatherer:
 
         search_first: local sources whose trees are indexed if the plan is dear.
         """
+        if len(rows) == 0:
+            return
         offers = [self._ask(source, rows, deep=deep) for source in sources]
         plan = choose(rows, self._contents.size, offers)
-        if search_first and (sum(plan.cost_bytes) >= DEEP_SEARCH_BYTES or len(plan.missing)):
+        if search_first and is_worth_a_search(plan):
             self._search(search_first)
             rows = self._assembler.missing()
             plan = choose(rows, self._contents.size, offers)

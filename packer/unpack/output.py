@@ -17,6 +17,9 @@ _FALLOC_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+_OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
 class Output:
     """`NAME.partial` while it is written, `NAME` after `commit`.
 
@@ -34,7 +37,7 @@ class Output:
         if path.exists() and not force:
             raise UsageError(f"{path}: exists already", hint="--force replaces it")
         try:
-            self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self.fd = os.open(self.partial, _OPEN_FLAGS, 0o666)
         except OSError as error:
             raise _cannot_write(self.partial, error) from error
         try:

@@ -9,24 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from packer.artifact.contents import Class
 from packer.artifact.hints import Hints
 from packer.artifact.map import Map
 from packer.artifact.opened import OpenedPack
 from packer.errors import Error, MissingError, UsageError
 from packer.progress import Progress, Silent
-from packer.sources.base import Provable, Source, SourceError, Wanted
+from packer.sources.base import Source, SourceError
 from packer.sources.pack import PackSource
 from packer.sources.store import Store
 from packer.unpack.assemble import Assembler
 from packer.unpack.gather import Gathering, Supplied, gather
 from packer.unpack.output import Output
-from packer.unpack.plan import choose
 
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 MISSING_SHOWN = 20
+"""How many missing contents are listed for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +40,6 @@ class UnpackReport:
     content_bytes: int
     resumed_bytes: int
     supplied: tuple[Supplied, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DryRun:
-    """What an unpack would do: (uri, contents, bytes of them, bytes to fetch) by source, and the
-    contents that nobody offers.
-    """
-
-    disk_bytes: int
-    steps: tuple[tuple[str, int, int, int], ...]
-    missing: tuple[tuple[str, int, str], ...]
 
 
 def unpack(
@@ -101,54 +88,6 @@ def unpack(
         int(disk_map.contents.size.sum()),
         resumed,
         tuple(gathering.supplied.values()),
-    )
-
-
-def dry_run(
-    pack: OpenedPack, sources: Sequence[Source], progress: Progress | None = None
-) -> DryRun:
-    """Return what an unpack would do, without writing a disk. Local candidates are hashed."""
-    progress = progress or Silent()
-    contents, hints = pack.map.contents, pack.hints
-    carrier = carrier_of(pack)
-    steps: list[tuple[str, int, int, int]] = []
-    missing = np.arange(len(contents), dtype=np.int64)
-
-    def take(source: Source, rows: np.ndarray, *, deep: bool) -> None:
-        nonlocal missing
-        try:
-            found = source.find(Wanted(contents, rows, hints), deep=deep).rows
-        except SourceError:
-            return
-        if isinstance(source, Provable):
-            found = source.prove(found)
-        if len(found):
-            steps.append((source.uri, len(found), int(contents.size[found].sum()), 0))
-        missing = np.setdiff1d(missing, found)
-
-    remote = [source for source in (carrier, *sources) if not source.local]
-    local = [source for source in sources if source.local]
-    for source in (*local, *([carrier] if carrier.local else [])):
-        take(source, missing, deep=False)
-    for source in local:
-        take(source, missing, deep=True)
-    offers = []
-    for source in list(remote):
-        try:
-            offers.append(source.find(Wanted(contents, missing, hints), deep=False))
-        except SourceError:
-            remote.remove(source)
-    plan = choose(missing, contents.size, offers)
-    for source, rows, cost in zip(remote, plan.chosen, plan.cost_bytes, strict=True):
-        if len(rows):
-            steps.append((source.uri, len(rows), int(contents.size[rows].sum()), cost))
-    return DryRun(
-        pack.map.size,
-        tuple(steps),
-        tuple(
-            (contents.name(row), int(contents.size[row]), path_of(hints, row))
-            for row in plan.missing.tolist()
-        ),
     )
 
 
@@ -210,17 +149,10 @@ def _convert(target: Output, container: str) -> None:
             f"--format {container} needs qemu-img, which is not installed",
             hint="apt install qemu-utils (or unpack as raw)",
         )
-    temporary = target.partial.with_name(target.path.name + f".{container}.partial")
-    command = [
-        program,
-        "convert",
-        "-f",
-        "raw",
-        "-O",
-        container,
-        str(target.partial),
-        str(temporary),
-    ]
+    # Absolute: qemu-img takes what stands before a colon for a protocol, and "-" for an option.
+    finished = target.partial.absolute()
+    temporary = finished.with_name(target.path.name + f".{container}.partial")
+    command = [program, "convert", "-f", "raw", "-O", container, str(finished), str(temporary)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         temporary.unlink(missing_ok=True)

@@ -76,7 +76,7 @@ def test_a_full_disk_stops_an_output_in_another_container(
     run_vmpack: Vmpack, pack: Path, tmp_path: Path
 ) -> None:
     """The raw disk fits, the second copy of it does not."""
-    with medium(tmp_path / "full", "size=9m") as folder:
+    with medium(tmp_path / "full", "size=5m") as folder:
         disk = folder / "rebuilt.qcow2"
         command = ["unpack", pack, "-o", disk, "--from", "store:", "--format", "qcow2"]
         done = run_vmpack(*command)

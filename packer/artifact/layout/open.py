@@ -10,7 +10,7 @@ from packer.artifact.layout.directory import DirectoryLayout, DirectoryWriter
 from packer.artifact.layout.tar import TarWriter, open_tar
 from packer.errors import InputError
 
-LAYOUT_NAMES = (b"oci-layout", b"index.json", b"blobs/", b"./oci-layout", b"./blobs")
+LAYOUT_NAMES = (b"oci-layout", b"index.json", b"blobs/", b"./")
 """With what a layout's tar begins, whoever wrote it."""
 
 
