@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from packer import host
 from packer.artifact.keys import PrivateKey, default_key_path, load_private
 from packer.artifact.opened import OpenedPack
 from packer.artifact.trust import Verdict, judge
@@ -17,6 +18,7 @@ from packer.artifact.trust_store import TrustStore
 from packer.cli.settings import load_settings
 from packer.errors import UsageError
 from packer.progress import Progress, for_terminal
+from packer.sources.store import Store
 
 PASSPHRASE_VARIABLE = "VMPACK_KEY_PASSPHRASE"
 
@@ -114,6 +116,11 @@ def ask_new_passphrase() -> str:
 def jobs_of(options: argparse.Namespace) -> int:
     """Return how many threads to use: as asked for, as the settings say, or one a core."""
     return int(options.jobs or load_settings().jobs or os.cpu_count() or 1)
+
+
+def own_store(folder: Path | None) -> Store:
+    """Return this host's store: at a folder that was named, where the settings say, or as usual."""
+    return Store(folder or load_settings().store or host.data_dir() / "store")
 
 
 def accept(pack: OpenedPack, options: argparse.Namespace) -> Verdict:

@@ -15,6 +15,7 @@ from packer.cli.options import (
     add_common,
     add_verb,
     jobs_of,
+    own_store,
     print_json,
     progress_of,
     signing_keys,
@@ -25,7 +26,7 @@ from packer.pack.against import Against, inventory_holds, source_holds
 from packer.pack.clean_rules import GROUPS
 from packer.pack.pack import LEVELS, PackOptions, PackReport, pack
 from packer.sources.apt_index import resolve
-from packer.sources.open import open_source
+from packer.sources.open import SourceOpener
 from packer.text import format_bytes, format_table
 
 
@@ -101,27 +102,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--level {options.level}: expected 1 to 22")
     if options.unsigned and options.key:
         raise UsageError("--unsigned and --key contradict each other")
-    sources = list(options.source)
-    report = pack(
-        options.image,
-        options.output,
-        PackOptions(
-            name=options.name or _default_name(options.output),
-            version=options.pack_version,
-            sources=sources,
-            thin=options.thin,
-            keep_free=options.keep_free,
-            against=[_against(uri) for uri in options.against],
-            resolve=None if options.no_packages else _resolve,
-            clean=options.clean,
-            backing=options.backing,
-            replace=options.force,
-            levels={**LEVELS, Class.SHARED: options.level},
-            jobs=jobs_of(options),
-        ),
-        [] if options.unsigned else signing_keys(options.key),
-        progress_of(options),
-    )
+    with SourceOpener(own_store(None)) as opener:
+        report = _pack(options, opener)
     if report.nobody_named:
         print(
             "vmpack: note: this pack leaves contents out and names nobody who has them; keep a "
@@ -135,6 +117,29 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _pack(options: argparse.Namespace, opener: SourceOpener) -> PackReport:
+    return pack(
+        options.image,
+        options.output,
+        PackOptions(
+            name=options.name or _default_name(options.output),
+            version=options.pack_version,
+            sources=options.source,
+            thin=options.thin,
+            keep_free=options.keep_free,
+            against=[_against(uri, opener) for uri in options.against],
+            resolve=None if options.no_packages else _resolve,
+            clean=options.clean,
+            backing=options.backing,
+            replace=options.force,
+            levels={**LEVELS, Class.SHARED: options.level},
+            jobs=jobs_of(options),
+        ),
+        [] if options.unsigned else signing_keys(options.key),
+        progress_of(options),
+    )
+
+
 def _resolve(packages: Sequence[Package]) -> Sequence[Package]:
     """Ask apt where its mirrors keep the packages; say so when it cannot tell."""
     found = resolve(
@@ -146,9 +151,9 @@ def _resolve(packages: Sequence[Package]) -> Sequence[Package]:
     return found.packages
 
 
-def _against(uri: str) -> Against:
+def _against(uri: str, opener: SourceOpener) -> Against:
     path = Path(uri)
-    return inventory_holds(path) if path.is_file() else source_holds(open_source(uri))
+    return inventory_holds(path) if path.is_file() else source_holds(opener.open(uri))
 
 
 def _default_name(output: str) -> str:

@@ -6,9 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from packer import host
 from packer.cli.options import add_common, add_verb, print_json, progress_of
-from packer.cli.settings import load_settings
 from packer.errors import MismatchError, UsageError
 from packer.sources.store import Store
 from packer.text import format_bytes
@@ -99,7 +97,7 @@ def run_gc(options: argparse.Namespace) -> int:
 
 
 def _store(options: argparse.Namespace) -> Store:
-    return Store(options.store or load_settings().store or host.data_dir() / "store")
+    return own_store(options.store)
 
 
 def _size(text: str) -> int:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from packer import host
 from packer.artifact.trust_store import TrustStore
 from packer.cli.options import (
     accept,
@@ -16,13 +15,13 @@ from packer.cli.options import (
     add_trust,
     add_verb,
     jobs_of,
+    own_store,
     print_json,
     progress_of,
 )
 from packer.cli.settings import load_settings
 from packer.errors import MissingError
 from packer.sources.open import SourceOpener, open_pack
-from packer.sources.store import Store
 from packer.text import format_bytes, format_table, printable
 from packer.unpack.dry_run import DryRun, dry_run
 from packer.unpack.unpack import FORMATS, MISSING_SHOWN, UnpackReport, unpack
@@ -65,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         options.parser.error("the following arguments are required: --output/-o")
     started = time.monotonic()
     settings = load_settings()
-    store = Store(options.store or settings.store or host.data_dir() / "store")
+    store = own_store(options.store)
     with open_pack(options.pack) as pack, SourceOpener(store, pack) as opener:
         verdict = accept(pack, options)
         named = options.sources or settings.sources

@@ -125,8 +125,3 @@ class SourceOpener:
         except Error as error:
             other.close()
             raise SourceError(f"{uri}: {error}", hint=error.hint) from error
-
-
-def open_source(uri: str) -> Source:
-    """Return a source that stands alone, with this host's own store and memory."""
-    return SourceOpener(Store(host.data_dir() / "store")).open(uri)

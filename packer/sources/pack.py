@@ -97,7 +97,7 @@ class PackSource:
                 strict=True,
             )
         )
-        stored = self._layout.read_many(index.bundles[bundle], ranges)
+        stored = self._stored(index.bundles[bundle], ranges)
         while True:
             try:
                 number, data = next(stored)
@@ -117,6 +117,10 @@ class PackSource:
                 size = int(self._contents.size[index.content[at]])
                 length = min(BLOCK_BYTES, size - block * BLOCK_BYTES)
                 yield Bytes(row, block, plain[offset : offset + length])
+
+    def _stored(self, bundle: str, ranges: list[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+        """Yield what the layout does; some layouts refuse when they are asked, others later."""
+        yield from self._layout.read_many(bundle, ranges)
 
     def _match(self, wanted: Contents) -> None:
         """Find, for each wanted content, its row in this pack's index (-1: not here)."""

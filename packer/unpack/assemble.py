@@ -86,7 +86,7 @@ class Assembler:
         def take(chunk: Rows) -> None:
             shared: list[int] = []
             try:
-                for piece in source.fetch(chunk):
+                for piece in self._pieces(source, chunk):
                     if isinstance(piece, FileRange) and self._clone(piece):
                         shared.append(piece.row)
                     else:
@@ -118,7 +118,7 @@ class Assembler:
         waiting: deque[Future[int]] = deque()
         with ThreadPoolExecutor(self._jobs) as pool:
             try:
-                for piece in source.fetch(rows):
+                for piece in self._pieces(source, rows):
                     if isinstance(piece, FileRange):
                         proven.add(self._place(piece))  # its descriptor is ours until the next
                         continue
@@ -129,6 +129,16 @@ class Assembler:
                 complaints.append(str(error))
             for one in waiting:
                 proven.add(one.result())
+
+    def _pieces(self, source: Source, rows: Rows) -> Iterator[Piece]:
+        """Yield what a source sends of `rows`; what it sends of others belongs to other threads."""
+        asked = set(rows.tolist())
+        for piece in source.fetch(rows):
+            if piece.row not in asked:
+                continue
+            first, end = self._first_piece[piece.row : piece.row + 2].tolist()
+            if isinstance(piece, FileRange) or 0 <= piece.block < end - first:
+                yield piece
 
     def _each_chunk(self, rows: Rows, work: Callable[[Rows], None]) -> None:
         """Do work on the rows in groups small enough to keep every thread busy."""
@@ -171,7 +181,14 @@ class Assembler:
         return proven
 
     def _clone(self, piece: FileRange) -> bool:
-        """Share the whole blocks of a content's ranges; copy what is left of the last one."""
+        """Share the whole blocks of a content's ranges; copy what is left of the last one.
+
+        False when it has to be copied; never done to a content of which a part is proven already,
+        because what is shared is not compared before it replaces what is there.
+        """
+        first, end = self._first_piece[piece.row : piece.row + 2].tolist()
+        if self._proven[first:end].any():
+            return False
         size = self.places.sizes[piece.row]
         targets = list(self.places.targets(piece.row, 0, size))
         if size < SMALLEST_CLONE_BYTES or any(

@@ -11,7 +11,7 @@ from packer.artifact import config as configs
 from packer.artifact import manifest as manifests
 from packer.artifact.config import Config, Disk, HintsRef, digest
 from packer.artifact.contents import BLOCK_BYTES, Class, Contents
-from packer.artifact.hints import NO_PACKAGE, Hints, Package, encode_hints
+from packer.artifact.hints import Hints, Package, encode_hints
 from packer.artifact.index import encode_index
 from packer.artifact.keys import PrivateKey
 from packer.artifact.layout.open import create_layout, open_layout
@@ -123,5 +123,3 @@ def write_pack(
         )
         writer.finish(manifest, config.ref_name)
     return OpenedPack(open_layout(place))
-
-

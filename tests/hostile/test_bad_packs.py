@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import tarfile
@@ -124,7 +125,7 @@ def test_one_flipped_bit_in_a_bundle_is_told_and_cured_by_another_source(
     with mirror(good) as other:
         unpack(run_vmpack, pack, disk, "--from", other.url)
         everything = sum(path.stat().st_size for path in (good / "blobs/sha256").iterdir())
-        assert 0 < other.sent_bytes < everything / 2
+        assert 0 < other.sent_bytes < everything * 0.75
     assert run_vmpack.json("verify", disk, good, "--exact")["right"]
 
 
@@ -366,3 +367,16 @@ def test_a_blob_that_nothing_names_does_no_harm(
 ) -> None:
     store_blob(pack, b"stray")
     unpack(run_vmpack, pack, disk)
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_bundle_cut_short_is_told_and_cured_by_another_source(
+    run_vmpack: Vmpack, pack: Path, disk: Path, share: float
+) -> None:
+    good = copy_of(pack, pack.with_name("good"))
+    path = _path_of(pack, "private")
+    os.truncate(path, int(path.stat().st_size * share))
+    done = run_vmpack("unpack", pack, "-o", disk, "--from", "store:")
+    refused(done, MISSING, str(pack), "nobody has", "/srv/big/", output=disk)
+    unpack(run_vmpack, pack, disk, "--from", f"pack:{good}")
+    assert run_vmpack.json("verify", disk, good, "--exact")["right"]

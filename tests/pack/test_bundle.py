@@ -244,4 +244,6 @@ def test_the_estimate_comes_near_what_the_bundles_weigh(tmp_path: Path) -> None:
     )
     weighed = len(written["boot"]) + len(written["private"])
     assert 0.8 * weighed < guessed < 1.2 * weighed
-    assert sum(told) == sum(len(d) for d, one in zip(data, classes, strict=True) if one != Class.SHARED)
+    assert sum(told) == sum(
+        len(d) for d, one in zip(data, classes, strict=True) if one != Class.SHARED
+    )

@@ -134,7 +134,7 @@ def test_temporary_folders_are_emptied_once_although_one_is_a_link(tmp_path: Pat
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes files of other owners")
 def test_a_log_of_a_service_is_emptied_so_that_it_can_write_on(tmp_path: Path) -> None:
-    logs = {name: b"x" * 5000 for name in ("own.log", "root.log", "own.log.1", "u@1.journal")}
+    logs = dict.fromkeys(("own.log", "root.log", "own.log.1", "u@1.journal"), b"x" * 5000)
     write_tree(tmp_path / "var/log", {**logs, "void": b""}, {})
     for name in ("own.log", "own.log.1", "u@1.journal", "void"):
         os.chown(tmp_path / "var/log" / name, 101, 4)

@@ -54,9 +54,7 @@ def cut_of(
 def fragments(pieces: Cut) -> list[tuple[int, int, int]]:
     """Return (stream, file_offset, size) of the fragments."""
     return list(
-        zip(
-            pieces.stream.tolist(), pieces.file_offset.tolist(), pieces.size.tolist(), strict=True
-        )
+        zip(pieces.stream.tolist(), pieces.file_offset.tolist(), pieces.size.tolist(), strict=True)
     )
 
 

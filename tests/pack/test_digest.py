@@ -101,7 +101,11 @@ def test_a_whole_file_with_the_md5_of_its_package_is_owned() -> None:
     "extents",
     [
         [(0, 2 * BLOCK, BLOCK), (5 * BLOCK, 3 * BLOCK, BLOCK)],
-        [(0, 2 * BLOCK, BLOCK), (BLOCK, 4 * BLOCK, BLOCK, UNWRITTEN), (2 * BLOCK, 3 * BLOCK, BLOCK)],
+        [
+            (0, 2 * BLOCK, BLOCK),
+            (BLOCK, 4 * BLOCK, BLOCK, UNWRITTEN),
+            (2 * BLOCK, 3 * BLOCK, BLOCK),
+        ],
     ],
     ids=["hole", "unwritten"],
 )
@@ -119,5 +123,11 @@ def test_a_part_of_a_fragment_can_be_read() -> None:
     reader = FragmentReader(pieces, source)
     row = pieces.stream.tolist().index(0)
     whole = bytes([6]) * BLOCK + bytes([2]) * BLOCK + bytes([3]) * BLOCK
-    for start, end in [(0, 1), (BLOCK - 1, BLOCK + 1), (BLOCK, 3 * BLOCK), (100, 3 * BLOCK), (7, 7)]:
+    for start, end in [
+        (0, 1),
+        (BLOCK - 1, BLOCK + 1),
+        (BLOCK, 3 * BLOCK),
+        (100, 3 * BLOCK),
+        (7, 7),
+    ]:
         assert reader.read(row, start, end) == whole[start:end]

@@ -88,7 +88,11 @@ def test_the_same_bytes_in_several_files_are_one_content() -> None:
 
 
 def test_contents_are_numbered_by_where_they_first_appear() -> None:
-    files = [one_block(5), one_block(3), File(2 * BLOCK, [(0, 6 * BLOCK, BLOCK), (BLOCK, BLOCK, BLOCK)])]
+    files = [
+        one_block(5),
+        one_block(3),
+        File(2 * BLOCK, [(0, 6 * BLOCK, BLOCK), (BLOCK, BLOCK, BLOCK)]),
+    ]
     drawn = Drawn(numbered_disk(8), files)
     seen = [content for content in drawn.map.content.tolist() if content >= 0]
     first = [seen.index(number) for number in range(len(drawn.map.contents))]
@@ -218,7 +222,9 @@ def test_a_run_that_reaches_from_an_unread_volume_into_a_clean_one_is_boot() -> 
     border = MIB + 63 * 512
     volumes = [volume(MIB // 2, border, kind="raw", state=""), volume(border, 2 * MIB)]
     rng = np.random.default_rng(1)
-    drawn = Drawn(Memory(rng.integers(1, 255, 2 * MIB, dtype=np.uint8).tobytes()), [], volumes=volumes)
+    drawn = Drawn(
+        Memory(rng.integers(1, 255, 2 * MIB, dtype=np.uint8).tobytes()), [], volumes=volumes
+    )
     assert drawn.class_at(border) == Class.BOOT
     assert drawn.class_at(border + 4096) == Class.BOOT
 

@@ -275,11 +275,9 @@ class Bench:
     disk: bytes = field(default_factory=sample_disk)
 
     def __post_init__(self) -> None:
+        self.closed = False
         self.output = Output(self.path, self.disk_map.size)
         self.assembler = Assembler(self.disk_map, self.output, ASSEMBLER_JOBS)
-
-    def all_rows(self) -> Rows:
-        return np.arange(len(self.disk_map.contents), dtype=np.int64)
 
     def place(self, source: Simulated, rows: Rows | None = None) -> tuple[int, list[str]]:
         told: list[int] = []
@@ -310,7 +308,11 @@ class Bench:
         self.place(Simulated())
         assert self.assembler.missing().tolist() == []
         assert self.written() == self.disk
-        self.output.close()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.output.close()
+        self.closed = True
 
 
 def ask(disk_map: Map, hints: Hints | None = None) -> Wanted:

@@ -15,7 +15,6 @@ from packer.artifact.contents import Class
 from packer.artifact.map import Kind, Map
 from packer.errors import Error
 from packer.sources.base import Bytes, FileRange, Piece
-from packer.unpack.output import Output
 from tests.artifact.layout.media import small_medium
 from tests.artifact.make import contents_of, map_of
 from tests.artifact.real_packs import disk_of
@@ -36,13 +35,26 @@ from tests.unpack.simulated import (
 SIZES = [len(data) for data in DATA]
 
 
+MakeBench = Callable[..., Bench]
+
+
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path / "disk")
-    yield bench
-    if bench.output.fd >= 0:
-        with open(os.devnull) as null:  # noqa: PTH123 - keeps the number taken if it was closed
-            os.dup2(null.fileno(), bench.output.fd)
+def make_bench() -> Iterator[MakeBench]:
+    """`make_bench(path)`: an output with its assembler, closed after the test."""
+    benches: list[Bench] = []
+
+    def make(*arguments: Path | Map | bytes) -> Bench:
+        benches.append(Bench(*arguments))  # type: ignore[arg-type]
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        bench.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, make_bench: MakeBench) -> Bench:
+    return make_bench(tmp_path / "disk")
 
 
 local_or_not = pytest.mark.parametrize("local", [True, False], ids=["local", "remote"])
@@ -110,12 +122,11 @@ def test_what_was_proven_can_be_read_back(bench: Bench) -> None:
         assert b"".join(bench.assembler.read_content(row)) == data
 
 
-def test_a_disk_without_contents_is_complete_at_once(tmp_path: Path) -> None:
+def test_a_disk_without_contents_is_complete_at_once(make_bench: MakeBench, tmp_path: Path) -> None:
     empty = map_of(contents_of([]), [(Kind.ZERO, 1 << 20, -1, 0)])
-    bench = Bench(tmp_path / "disk", empty, bytes(1 << 20))
+    bench = make_bench(tmp_path / "disk", empty, bytes(1 << 20))
     assert bench.assembler.missing().tolist() == []
     assert bench.assembler.take_up(lambda _: None) == 0
-    bench.output.close()
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -153,7 +164,7 @@ def test_a_file_that_changes_after_it_was_offered_proves_nothing(
 ) -> None:
     source = Files(tmp_path / "files", meddle=MEDDLING[what], local=local)
     bench.place(source)
-    assert {0, 1, 3, 4} <= set(bench.assembler.missing().tolist())
+    assert {0, 1, 3} <= set(bench.assembler.missing().tolist())
     bench.finish()
 
 
@@ -195,42 +206,44 @@ def shared_bytes(path: Path) -> int:
 
 
 @pytest.mark.root
-def test_blocks_are_shared_where_the_file_system_can(sharing: Path) -> None:
-    bench = Bench(sharing / "disk")
+def test_blocks_are_shared_where_the_file_system_can(make_bench: MakeBench, sharing: Path) -> None:
+    bench = make_bench(sharing / "disk")
     proven, _ = bench.place(Files(sharing / "files"))
     assert proven == sum(SIZES)
     assert bench.written() == bench.disk
     os.fsync(bench.output.fd)
     whole_blocks = 2 * MIB + 3 * MIB + 2 * 20_480 + 32_768  # of contents 5, 2, 3 twice, 1
     assert shared_bytes(bench.output.partial) >= whole_blocks
-    bench.output.close()
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("offset", [1, 512, 4095, 4096, 8192])
-def test_sharing_and_copying_give_the_same_disk(sharing: Path, offset: int) -> None:
-    bench = Bench(sharing / "disk")
+def test_sharing_and_copying_give_the_same_disk(
+    make_bench: MakeBench, sharing: Path, offset: int
+) -> None:
+    bench = make_bench(sharing / "disk")
     bench.place(Files(sharing / "files", offset=offset))
     assert bench.assembler.missing().tolist() == []
     assert bench.written() == bench.disk
     os.fsync(bench.output.fd)
     assert (shared_bytes(bench.output.partial) > 0) == (offset % 4096 == 0)
-    bench.output.close()
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("what", MEDDLING)
 def test_a_file_that_changes_before_it_is_shared_proves_nothing_wrong(
-    sharing: Path, what: str
+    make_bench: MakeBench, sharing: Path, what: str
 ) -> None:
-    bench = Bench(sharing / "disk")
+    bench = make_bench(sharing / "disk")
     bench.place(Files(sharing / "files", meddle=MEDDLING[what]))
-    assert {0, 1, 3, 4} <= set(bench.assembler.missing().tolist())
+    assert {0, 1, 3} <= set(bench.assembler.missing().tolist())
     bench.finish()
 
 
 @pytest.mark.root
-def test_a_file_that_changes_all_the_time_never_proves_a_wrong_byte(sharing: Path) -> None:
+def test_a_file_that_changes_all_the_time_never_proves_a_wrong_byte(
+    make_bench: MakeBench, sharing: Path
+) -> None:
     """What is hashed is what the output shares, not what the file held a moment before."""
     size = 2 * MIB
     data = [numbered(size, seed) for seed in range(20)]
@@ -246,7 +259,7 @@ def test_a_file_that_changes_all_the_time_never_proves_a_wrong_byte(sharing: Pat
         for fd in fds:
             os.close(fd)
 
-    bench = Bench(sharing / "disk", disk_map, b"".join(data))
+    bench = make_bench(sharing / "disk", disk_map, b"".join(data))
     writer = threading.Thread(target=scribble)
     writer.start()
     try:
@@ -258,14 +271,14 @@ def test_a_file_that_changes_all_the_time_never_proves_a_wrong_byte(sharing: Pat
     bench.check_proven()
     bench.place(Simulated(held=dict(enumerate(data))))
     assert bench.written() == bench.disk
-    bench.output.close()
 
 
 @pytest.mark.root
 def test_a_wrong_file_does_not_overwrite_blocks_that_another_source_has_proven(
+    make_bench: MakeBench,
     sharing: Path,
 ) -> None:
-    bench = Bench(sharing / "disk")
+    bench = make_bench(sharing / "disk")
 
     def all_but_the_last(pieces: Iterator[Piece]) -> Iterator[Piece]:
         return iter(list(pieces)[:-1])
@@ -281,7 +294,9 @@ def test_a_wrong_file_does_not_overwrite_blocks_that_another_source_has_proven(
 
 
 @pytest.mark.root
-def test_a_second_wrong_file_for_the_same_content_changes_nothing(sharing: Path) -> None:
+def test_a_second_wrong_file_for_the_same_content_changes_nothing(
+    make_bench: MakeBench, sharing: Path
+) -> None:
     wrong = {row: numbered(size, 50 + row) for row, size in enumerate(SIZES)}
     liar = Files(sharing / "wrong", wrong)
 
@@ -292,14 +307,16 @@ def test_a_second_wrong_file_for_the_same_content_changes_nothing(sharing: Path)
             yield FileRange(piece.row, fd, 0)
             os.close(fd)
 
-    bench = Bench(sharing / "disk")
+    bench = make_bench(sharing / "disk")
     bench.place(Files(sharing / "files", twist=then_lie))
     bench.place(Files(sharing / "files"))
     bench.finish()
 
 
 @pytest.mark.root
-def test_a_file_for_a_content_that_nobody_asked_for_is_not_touched(sharing: Path) -> None:
+def test_a_file_for_a_content_that_nobody_asked_for_is_not_touched(
+    make_bench: MakeBench, sharing: Path
+) -> None:
     wrong = Files(sharing / "wrong", {row: numbered(SIZES[row], 90) for row in (2, 3, 5)})
 
     def of_others(pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -310,7 +327,7 @@ def test_a_file_for_a_content_that_nobody_asked_for_is_not_touched(sharing: Path
                 os.close(fd)
             yield piece
 
-    bench = Bench(sharing / "disk")
+    bench = make_bench(sharing / "disk")
     bench.place(Files(sharing / "files"), np.array([2, 3, 5], dtype=np.int64))
     bench.place(Simulated(twist=of_others), np.array([0, 1], dtype=np.int64))
     assert bench.assembler.missing().tolist() == [4]
@@ -320,10 +337,10 @@ def test_a_file_for_a_content_that_nobody_asked_for_is_not_touched(sharing: Path
 # -- what an interrupted run has left ---------------------------------------------------------------
 
 
-def left_over(path: Path, data: bytes, disk_map: Map | None = None) -> Bench:
+def left_over(make_bench: MakeBench, path: Path, data: bytes, disk_map: Map | None = None) -> Bench:
     """Return a bench whose partial file holds `data` when it is opened."""
     path.with_name(path.name + ".partial").write_bytes(data)
-    return Bench(path, disk_map or sample_map())
+    return make_bench(path, disk_map or sample_map())
 
 
 def take_up(bench: Bench) -> int:
@@ -334,19 +351,21 @@ def take_up(bench: Bench) -> int:
     return proven
 
 
-def test_what_is_right_already_is_not_fetched_again(tmp_path: Path) -> None:
-    whole = Bench(tmp_path / "first")
+def test_what_is_right_already_is_not_fetched_again(make_bench: MakeBench, tmp_path: Path) -> None:
+    whole = make_bench(tmp_path / "first")
     whole.place(Simulated())
-    bench = left_over(tmp_path / "disk", whole.written())
+    bench = left_over(make_bench, tmp_path / "disk", whole.written())
     assert bench.output.resumed
     assert take_up(bench) == sum(SIZES)
     assert bench.assembler.missing().tolist() == []
     assert bench.written() == bench.disk
 
 
-def test_stale_bytes_of_ranges_without_contents_become_zeros(tmp_path: Path) -> None:
+def test_stale_bytes_of_ranges_without_contents_become_zeros(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
     """They may hold another guest's secrets: an earlier version's free blocks were contents."""
-    bench = left_over(tmp_path / "disk", b"\xee" * sample_map().size)
+    bench = left_over(make_bench, tmp_path / "disk", b"\xee" * sample_map().size)
     assert take_up(bench) == 0
     found = bench.written()
     for kind in (Kind.ZERO, Kind.UNUSED, Kind.DROPPED):
@@ -355,32 +374,38 @@ def test_stale_bytes_of_ranges_without_contents_become_zeros(tmp_path: Path) -> 
     bench.finish()
 
 
-def test_only_the_blocks_that_are_right_are_taken_over(tmp_path: Path) -> None:
-    whole = Bench(tmp_path / "first")
+def test_only_the_blocks_that_are_right_are_taken_over(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
+    whole = make_bench(tmp_path / "first")
     whole.place(Simulated())
     data = bytearray(whole.written())
     data[12_288 + MIB + 7] ^= 1  # the second block of content 2
     twin = int(whole.assembler.places.first_offset[3])
     data[twin + 100] ^= 1  # one of content 3's two places
-    bench = left_over(tmp_path / "disk", bytes(data))
+    bench = left_over(make_bench, tmp_path / "disk", bytes(data))
     assert take_up(bench) == sum(SIZES) - MIB - SIZES[3]
     assert bench.assembler.missing().tolist() == [2, 3]
     bench.finish()
 
 
-def test_a_run_that_stopped_early_leaves_holes_that_are_not_even_read(tmp_path: Path) -> None:
-    first = Bench(tmp_path / "disk")
+def test_a_run_that_stopped_early_leaves_holes_that_are_not_even_read(
+    make_bench: MakeBench, tmp_path: Path
+) -> None:
+    first = make_bench(tmp_path / "disk")
     first.place(Simulated(), np.array([1, 5], dtype=np.int64))
-    first.output.close()
-    bench = Bench(tmp_path / "disk")
+    first.close()
+    bench = make_bench(tmp_path / "disk")
     assert take_up(bench) == SIZES[1] + SIZES[5]
     assert bench.assembler.missing().tolist() == [0, 2, 3, 4]
     bench.finish()
 
 
 @pytest.mark.parametrize("size", [1, 5_000_000, 20_000_000])
-def test_a_partial_file_of_another_disk_is_no_obstacle(tmp_path: Path, size: int) -> None:
-    bench = left_over(tmp_path / "disk", numbered(size, 8))
+def test_a_partial_file_of_another_disk_is_no_obstacle(
+    make_bench: MakeBench, tmp_path: Path, size: int
+) -> None:
+    bench = left_over(make_bench, tmp_path / "disk", numbered(size, 8))
     assert take_up(bench) == 0
     assert os.fstat(bench.output.fd).st_size == bench.disk_map.size
     bench.finish()
@@ -397,17 +422,15 @@ def test_a_fresh_output_has_nothing_to_take_up(bench: Bench) -> None:
 @pytest.mark.root
 @local_or_not
 def test_a_full_medium_is_an_error_and_not_a_complaint_about_the_source(
-    tmp_path: Path, local: bool
+    make_bench: MakeBench, tmp_path: Path, local: bool
 ) -> None:
     with small_medium(tmp_path / "small", 2 << 20) as folder:
-        output = Output(folder / "disk", sample_map().size)
-        output.close()
-        bench = Bench(folder / "disk")
+        bench = make_bench(folder / "disk")
         with pytest.raises(Error, match="No space left") as caught:
             bench.place(Simulated(local=local))
         assert "run the same command again" in caught.value.hint
         bench.check_proven()
-        bench.output.close()
+        bench.close()
         assert [path.name for path in folder.iterdir()] == ["disk.partial"]
 
 

@@ -95,7 +95,10 @@ def overlapping(draw: st.DrawFn) -> tuple[Map, list[bytes]]:
         high = draw(st.integers(reach + 1, size))
         pieces.append((low, high))
         reach = high
-    pieces += [(low, draw(st.integers(low + 1, size))) for low in draw(st.lists(st.integers(0, size - 1), max_size=3))]
+    pieces += [
+        (low, draw(st.integers(low + 1, size)))
+        for low in draw(st.lists(st.integers(0, size - 1), max_size=3))
+    ]
     rows = [(Kind.CONTENT, high - low, 0, low) for low, high in draw(st.permutations(pieces))]
     return map_of(contents_of([data]), rows), [data]
 

@@ -107,7 +107,9 @@ Unit = tuple[int, int]
 """(source, row of its table or group)"""
 
 
-def units_of(rows: np.ndarray, sources: list[Offers]) -> tuple[dict[Unit, int], list[dict[int, Unit]]]:
+def units_of(
+    rows: np.ndarray, sources: list[Offers]
+) -> tuple[dict[Unit, int], list[dict[int, Unit]]]:
     """Return ({unit: what it costs}, for each source {row: its unit})."""
     cost: dict[Unit, int] = {}
     unit_of: list[dict[int, Unit]] = []
