@@ -6,9 +6,9 @@ container, a partition as a window of the disk, a file as the concatenation of i
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
@@ -47,6 +47,24 @@ def check_bounds(structure: str, size: int, offset: int, length: int) -> None:
         )
 
 
+def file_data_ranges(fd: int, start: int, end: int) -> Ranges:
+    """Return the parts of `[start, end)` of an open file that are not holes; lseek(2)."""
+    found: list[tuple[int, int]] = []
+    position = start
+    while position < end:
+        try:
+            data = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data after this position
+                break
+            return as_ranges([(start, end)])  # the file system knows no holes
+        if data >= end:
+            break
+        position = min(os.lseek(fd, data, os.SEEK_HOLE), end)
+        found.append((data, position))
+    return as_ranges(found)
+
+
 class FileSource:
     """A regular file or block device, opened read-only."""
 
@@ -73,21 +91,7 @@ class FileSource:
     def data_ranges(self, start: int, end: int) -> Ranges:
         """See Source."""
         check_bounds(str(self.path), self.size, start, end - start)
-        found: list[tuple[int, int]] = []
-        position = start
-        while position < end:
-            try:
-                data = os.lseek(self.fd, position, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == 6:  # ENXIO: no data after this position
-                    break
-                return as_ranges([(start, end)])  # the file system knows no holes
-            if data >= end:
-                break
-            hole = min(os.lseek(self.fd, data, os.SEEK_HOLE), end)
-            found.append((data, hole))
-            position = hole
-        return as_ranges(found)
+        return file_data_ranges(self.fd, start, end)
 
     def close(self) -> None:
         """Close the file; later reads fail."""
@@ -96,12 +100,7 @@ class FileSource:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

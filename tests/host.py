@@ -14,6 +14,9 @@ from typing import TypeVar
 
 import pytest
 
+EXTENT = r"^ *\d+: +\d+\.\. *\d+: +\d+\.\. *\d+: +(\d+):(.*)$"
+"""A line of filefrag -v: length and flags of an extent, after where it lies."""
+
 _Test = TypeVar("_Test", bound=Callable[..., object])
 
 ROOT = (
@@ -88,5 +91,5 @@ def sharing_file_system(folder: Path) -> Iterator[Path]:
 
 def shared_bytes(path: Path) -> int:
     """How many bytes of a file share their blocks with another, by filefrag of e2fsprogs."""
-    extents = re.findall(r"^ +\d+:.*: +(\d+):(.*)$", run("filefrag", "-v", "-b1", path), re.M)
+    extents = re.findall(EXTENT, run("filefrag", "-v", "-b1", path), re.M)
     return sum(int(length) for length, flags in extents if "shared" in flags)

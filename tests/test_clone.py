@@ -76,10 +76,10 @@ def test_a_device_whose_blocks_cannot_be_shared_does_not_keep_others_from_it(
 @needs_root
 def test_a_target_without_room_is_an_error(xfs: Path) -> None:
     target = xfs / "target"
-    with pytest.raises(OSError, match="No space left"):
-        fill(xfs / "filler")
     cloner = Cloner()
     with (xfs / "source").open("rb") as source, target.open("wb") as other:
+        with pytest.raises(OSError, match="No space left"):
+            fill(xfs / "filler")
 
         def share_here_and_there() -> None:
             for number in range(100_000):  # the list of extents needs blocks of its own

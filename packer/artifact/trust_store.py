@@ -21,9 +21,10 @@ from packer import host
 from packer.artifact import strict_json
 from packer.artifact.config import MAX_VERSION, Text
 from packer.artifact.keys import PublicKey, parse_public
-from packer.artifact.layout.staging import sync_directory, temporary_name, writing
+from packer.artifact.layout.staging import temporary_name, writing
 from packer.artifact.manifest import Digest
 from packer.artifact.trust import Memory, Rule, Used, Verdict, remember
+from packer.durable import sync_directory
 from packer.errors import InputError, UsageError
 
 MAX_STORE_BYTES = 16 << 20

@@ -6,9 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-from packer.cli.options import add_common, add_verb, print_json, progress_of
+from packer.cli.options import add_common, add_verb, own_store, print_json, progress_of
 from packer.errors import MismatchError, UsageError
-from packer.sources.store import Store
 from packer.text import format_bytes
 
 _SIZE = re.compile(r"(\d+)([kKMGT]?)")
@@ -36,7 +35,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run_list(options: argparse.Namespace) -> int:
     """List objects."""
-    objects = list(_store(options).list())
+    objects = list(own_store(options.store).list())
     total = sum(one.size for one in objects)
     if options.json:
         print_json(
@@ -56,7 +55,7 @@ def run_list(options: argparse.Namespace) -> int:
 
 def run_verify(options: argparse.Namespace) -> int:
     """Hash everything."""
-    store = _store(options)
+    store = own_store(options.store)
     objects = list(store.list())
     total = sum(one.size for one in objects)
     with progress_of(options).stage("verifying", total) as advance:
@@ -74,7 +73,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_gc(options: argparse.Namespace) -> int:
     """Collect."""
-    removed = _store(options).collect(
+    removed = own_store(options.store).collect(
         max_bytes=None if options.max_size is None else _size(options.max_size),
         older_than_seconds=None
         if options.older_than is None
@@ -94,10 +93,6 @@ def run_gc(options: argparse.Namespace) -> int:
         print(f"removed {len(removed.digests):,} contents, {format_bytes(removed.size_bytes)}")
         print(f"kept {removed.kept:,} contents, {format_bytes(removed.kept_bytes)}")
     return 0
-
-
-def _store(options: argparse.Namespace) -> Store:
-    return own_store(options.store)
 
 
 def _size(text: str) -> int:

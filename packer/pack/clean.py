@@ -20,12 +20,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from packer.errors import Error, InputError, InUseError, UsageError
 from packer.guest.droppable import find_droppable
 from packer.guest.identify import identify
+from packer.guest.mounts import volume_name
 from packer.guest.tree import Tree
 from packer.pack.clean_rules import Group, Selection, Stat, parse_request, select
 from packer.progress import Progress
@@ -49,6 +51,7 @@ _HINT = (
     "without KVM"
 )
 _SETTINGS = "LIBGUESTFS_BACKEND_SETTINGS"
+_INSTEAD = "clean the guest from inside, or pack it without --clean"
 _STATS_AT_ONCE = 200
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/+:@=,-")
 _PREFIX = re.compile(r"^(\*stdin\*:\d+: )?(libguestfs: error: )?")
@@ -78,10 +81,10 @@ def open_cleaned(
     with tempfile.TemporaryDirectory(prefix="vmpack-clean-") as name:
         overlay = Path(name, "overlay.qcow2")
         with open_disk(image) as original:
-            mounts = _known_mounts(original)
+            known = _look(original)
             _create_overlay(tools[0], original, overlay)
             with progress.stage("cleaning", 0):
-                lines = _clean(tools[1], original.path, overlay, groups, mounts)
+                lines = _clean(tools[1], original.path, overlay, groups, known)
             original.check_unchanged()
         with open_disk(overlay, backing=Path(image)) as disk:
             disk.path = original.path  # for people: they know no other
@@ -122,30 +125,40 @@ def _create_overlay(program: str, original: Disk, overlay: Path) -> None:
         raise Error(f"qemu-img cannot make an overlay of {original.path}: {said}")
 
 
-def _known_mounts(disk: Disk) -> dict[str, tuple[str, str]]:
-    """Return {guest path: (libguestfs's device, UUID)} of a Linux guest that is known to the last
-    volume; {} when libguestfs has to look itself (which takes it half a minute without KVM).
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the survey of an image says about the guest.
 
-    Raises InUseError for a guest that is hibernated: mounting what it still has in memory would
-    mix two states.
+    mounts: {guest path: (libguestfs's device, UUID)} of a Linux that is known to the last volume;
+    {} when libguestfs has to look itself (5 to 25 s without KVM). encrypted: volumes, in words.
+    """
+
+    mounts: Mapping[str, tuple[str, str]]
+    encrypted: tuple[str, ...]
+
+
+def _look(disk: Disk) -> _Known:
+    """Return what is known of a guest.
+
+    Raises InUseError if it is hibernated: what it has in memory would contradict the disk.
     """
     surveyed = survey(disk)
     tree = Tree(surveyed, disk.source)
     refusals = find_droppable(tree).refusals
     if refusals:
         raise InUseError(f"{disk.path}: {refusals[0]}")
-    unknown = [
-        volume
-        for volume in surveyed.volumes
-        if volume.kind == "raw" and volume.partition_type not in QUIET_TYPES
-    ]
-    if unknown or tree.root is None or identify(tree).family != "linux":
-        return {}
     volumes = surveyed.volumes
-    return {
+    encrypted = tuple(
+        f"{volume_name(one)}, {one.note}" for one in volumes if one.note.endswith(": encrypted")
+    )
+    unknown = any(one.kind == "raw" and one.partition_type not in QUIET_TYPES for one in volumes)
+    if unknown or tree.root is None or identify(tree).family != "linux":
+        return _Known({}, encrypted)
+    mounts = {
         mount.path: (f"/dev/sda{volumes[mount.volume].number or ''}", volumes[mount.volume].uuid)
         for mount in tree.mounts
     }
+    return _Known(mounts, encrypted)
 
 
 def _clean(
@@ -153,11 +166,11 @@ def _clean(
     image: str,
     overlay: Path,
     groups: Sequence[Group],
-    mounts: Mapping[str, tuple[str, str]],
+    known: _Known,
 ) -> tuple[str, ...]:
     """Take the groups out of the overlay; return a line for each."""
     with _launched(program, overlay) as shell:
-        devices = _checked(shell, mounts) or _inspected(shell, image)
+        devices = _checked(shell, known.mounts) or _inspected(shell, image, known.encrypted)
         # The loader's own volumes are mounted only to be cleaned: mounting writes.
         wanted = any(rule.pattern.startswith("/boot") for one in groups for rule in one.rules)
         for path in sorted(devices, key=len):
@@ -177,20 +190,22 @@ def _checked(shell: Guestfish, mounts: Mapping[str, tuple[str, str]]) -> dict[st
     return {path: device for path, (device, _) in mounts.items()}
 
 
-def _inspected(shell: Guestfish, image: str) -> dict[str, str]:
+def _inspected(shell: Guestfish, image: str, encrypted: Sequence[str]) -> dict[str, str]:
     """Return {guest path: device} of the one Linux that libguestfs finds."""
     roots = shell.run("inspect-os").split()
     if not roots:
-        for line in shell.run("list-filesystems").splitlines():
-            device, _, kind = line.partition(": ")
-            if kind in _ENCRYPTED:
-                raise InputError(
-                    f"{image}: no system is found beside an encrypted volume ({device}, {kind}), "
-                    "from which nothing can be removed without its key",
-                    hint="clean the guest from inside, or pack it without --clean",
-                )
+        listed = shell.run("list-filesystems").splitlines()
+        inner = [line for line in listed if line.rpartition(": ")[2] in _ENCRYPTED]
+        where = "; ".join(encrypted or inner)
+        if where:
+            raise InputError(
+                f"{image}: no system is found outside an encrypted volume ({where}), from which "
+                "nothing can be removed without its key",
+                hint=_INSTEAD,
+            )
         raise InputError(
-            f"{image}: libguestfs finds no operating system, so --clean does not know where to look"
+            f"{image}: libguestfs finds no operating system, so --clean does not know where to look",
+            hint=_INSTEAD,
         )
     if len(roots) > 1:
         raise InputError(f"{image} holds {len(roots)} systems; --clean works on a disk with one")
@@ -198,7 +213,7 @@ def _inspected(shell: Guestfish, image: str) -> dict[str, str]:
     if kind != "linux":
         raise InputError(
             f"{image}: the guest is no Linux ({clean_text(kind)}), and --clean knows only Linux",
-            hint="clean the guest from inside, or pack it without --clean",
+            hint=_INSTEAD,
         )
     lines = shell.run("inspect-get-mountpoints", roots[0]).splitlines()
     return dict(line.split(": ", 1) for line in lines)

@@ -133,6 +133,8 @@ class DirectorySource:
         """Yield the files' ranges; what is not in the state that was offered is left out."""
         with self._lock:
             found = self._candidates.of(rows)
+        if len(found.row) == 0:
+            return
         first = np.flatnonzero(np.diff(found.row, prepend=-1))
         end = dict(zip(first.tolist(), [*first[1:].tolist(), len(found.row)], strict=True))
         opener = Opener(self._tree)

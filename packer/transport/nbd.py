@@ -13,7 +13,6 @@ import struct
 import threading
 import time
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Final, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -176,12 +175,7 @@ class NbdSource:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _request(self, command: int, offset: int, length: int) -> None:

@@ -147,7 +147,6 @@ def origin(url: str) -> str:
 
 def send(
     session: requests.Session,
-    method: str,
     url: str,
     headers: dict[str, str],
     timeout_seconds: tuple[float, float],
@@ -158,7 +157,7 @@ def send(
     """
     target = url
     for _ in range(MAX_REDIRECTS + 1):
-        response = _send_once(session, method, target, headers, timeout_seconds)
+        response = _send_once(session, target, headers, timeout_seconds)
         location = session.get_redirect_target(response)
         if location is None:
             return _checked_status(response, url)
@@ -169,14 +168,12 @@ def send(
 
 def _send_once(
     session: requests.Session,
-    method: str,
     url: str,
     headers: dict[str, str],
     timeout_seconds: tuple[float, float],
 ) -> requests.Response:
     try:
-        return session.request(
-            method,
+        return session.get(
             url,
             headers=headers,
             timeout=timeout_seconds,
@@ -256,7 +253,7 @@ def open_body(
     headers = {}
     if start or end is not None:
         headers["Range"] = f"bytes={start}-" if end is None else f"bytes={start}-{end - 1}"
-    response = send(session, "GET", url, headers, timeout_seconds)
+    response = send(session, url, headers, timeout_seconds)
     try:
         return _checked_body(response, url, start, end)
     except BaseException:

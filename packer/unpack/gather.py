@@ -86,6 +86,7 @@ class _Gatherer:
         self._sources = sources
         self._progress = progress
         self._fetched: list[Rows] = []
+        self._searched = False
         self._supplied = {source.uri: Supplied(source.uri) for source in (carrier, *sources)}
 
     def run(self) -> Gathering:
@@ -98,16 +99,18 @@ class _Gatherer:
             self._take([carrier], self._assembler.missing(), deep=False)
         else:
             remote.insert(0, carrier)
-        if remote:
-            self._take(remote, self._assembler.missing(), deep=False, search_first=local)
-        elif local:
-            self._search(local)
+        self._take(remote, self._assembler.missing(), deep=False, search_first=local)
+        # Not offered, or promised and not delivered: now everybody looks at all that there is.
+        self._search(local)
+        self._take(remote, self._assembler.missing(), deep=True)
         fetched = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self._fetched]))
         return Gathering(self._supplied, fetched, self._assembler.missing())
 
     def _search(self, local: Sequence[Source]) -> None:
-        for source in local:
+        """Have local trees indexed, once."""
+        for source in () if self._searched else local:
             self._take([source], self._assembler.missing(), deep=True)
+        self._searched = True
 
     def _take(
         self,
@@ -136,14 +139,12 @@ class _Gatherer:
                 if len(chosen) == 0:
                     continue
                 failed = self._fetch(source, chosen, plan.cost_bytes[number])
+                offers[number] = _without(offers[number], chosen)
                 # Who did not deliver is asked again only if it has another candidate.
-                again = isinstance(source, Learning) and len(failed) and asked[number] < MOST_TRIES
+                if isinstance(source, Learning) and len(failed) and asked[number] < MOST_TRIES:
+                    others = np.union1d(offers[number].rows, failed)
+                    offers[number] = self._ask(source, others, deep=deep)
                 asked[number] += 1
-                offers[number] = (
-                    self._ask(source, failed, deep=deep)
-                    if again
-                    else _without(offers[number], chosen)
-                )
             rows = np.intersect1d(self._assembler.missing(), rows)
             plan = choose(rows, self._contents.size, offers)
 

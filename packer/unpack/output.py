@@ -9,8 +9,10 @@ import os
 from pathlib import Path
 from typing import Self
 
-from formats.ranges import Ranges, as_ranges
+from formats.ranges import Ranges
+from formats.source import file_data_ranges
 from packer.clone import Cloner
+from packer.durable import sync_directory
 from packer.errors import Error, InUseError, UsageError
 
 _FALLOC_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
@@ -42,6 +44,9 @@ class Output:
             raise _cannot_write(self.partial, error) from error
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between opening and locking, another one may have given it its final name.
+            if not os.path.samestat(os.fstat(self.fd), self.partial.lstat()):
+                raise FileNotFoundError(errno.ENOENT, "renamed meanwhile")
         except OSError as error:
             os.close(self.fd)
             raise InUseError(
@@ -84,18 +89,7 @@ class Output:
 
     def data_ranges(self) -> Ranges:
         """Return the parts of the partial file that are not holes."""
-        found: list[tuple[int, int]] = []
-        position = 0
-        while position < self.size:
-            try:
-                data = os.lseek(self.fd, position, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno != errno.ENXIO:
-                    raise
-                break
-            position = os.lseek(self.fd, data, os.SEEK_HOLE)
-            found.append((data, position))
-        return as_ranges(found)
+        return file_data_ranges(self.fd, 0, self.size)
 
     def clear(self, start: int, end: int) -> None:
         """Make `[start, end)` read as zeros, as a hole where the file system can."""
@@ -127,11 +121,7 @@ class Output:
         try:
             os.fsync(fd)
             finished.replace(self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_directory(self.path.parent)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 

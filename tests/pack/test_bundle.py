@@ -1,4 +1,4 @@
-"""Contents in frames: who mixes with whom, how large a frame gets, and that all of it comes back."""
+"""Contents in frames: who mixes with whom, how large a frame gets, and that all comes back."""
 
 from __future__ import annotations
 
@@ -225,12 +225,11 @@ def test_a_content_may_go_on_in_the_next_shared_bundle(tmp_path: Path) -> None:
         0,
         1,
     ]
-    hasher, count = hashlib.sha256(), 0
-    for piece in source.fetch(rows[1:]):
+    hasher = hashlib.sha256()
+    for count, piece in enumerate(source.fetch(rows[1:])):
         assert isinstance(piece, Bytes)
         assert piece.block == count
         hasher.update(piece.data)
-        count += 1
     assert hasher.digest() == pack.map.contents.digest[1].tobytes()
     pack.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def cut_of(
         ends = pieces.offset[extents] + pieces.length[extents]
         assert pieces.offset[extents].tolist() == [0, *ends[:-1].tolist()]
         assert int(ends[-1]) == int(pieces.size[row])
-    lowest = [int(pieces.disk_offset[a:b].min()) for a, b in zip(bounds, bounds[1:], strict=False)]
+    lowest = [int(pieces.disk_offset[a:b].min()) for a, b in pairwise(bounds)]
     assert lowest == sorted(lowest)
     return pieces
 

@@ -218,7 +218,7 @@ def test_a_loader_in_a_partition_of_its_own_is_boot() -> None:
 
 
 def test_a_run_that_reaches_from_an_unread_volume_into_a_clean_one_is_boot() -> None:
-    """Cuts lie at whole MiB, partitions of old disks do not: the superblock must not be left out."""
+    """Cuts lie at whole MiB, partitions of old disks do not: no superblock may be left out."""
     border = MIB + 63 * 512
     volumes = [volume(MIB // 2, border, kind="raw", state=""), volume(border, 2 * MIB)]
     rng = np.random.default_rng(1)

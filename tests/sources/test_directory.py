@@ -494,3 +494,11 @@ def test_the_default_sources_can_be_opened() -> None:
     assert "dir:/usr" in [source.uri for source in sources]
     for source in sources:
         source.close()
+
+
+def test_fetching_contents_that_were_not_found_yields_nothing(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    source = DirectorySource(tmp_path)
+    wanted = Wanted(contents_of([b"nowhere"]), np.array([0]), as_hints([]))
+    assert offered(source, wanted) == []
+    assert list(source.fetch(wanted.rows)) == []

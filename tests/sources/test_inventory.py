@@ -16,8 +16,9 @@ from packer.sources.against import holds
 from packer.sources.directory import DirectorySource
 from packer.sources.inventory import MAGIC, Inventory, decode, encode, take_inventory
 from packer.sources.memory import Memory
+from tests.sources.asking import whole_files
 from tests.sources.test_directory import root as _root
-from tests.sources.test_directory import whole_files, write
+from tests.sources.test_directory import write
 
 root = _root
 

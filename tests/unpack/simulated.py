@@ -229,7 +229,7 @@ def breaks_after(count: int) -> Twist:
 
 
 def for_others(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """Pieces under the names of contents and blocks that nobody asked for, and that do not exist."""
+    """Pieces of contents and blocks that nobody asked for, or that do not exist."""
     for piece in pieces:
         assert isinstance(piece, Bytes)
         for row, block in [

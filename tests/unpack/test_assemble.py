@@ -334,7 +334,7 @@ def test_a_file_for_a_content_that_nobody_asked_for_is_not_touched(
     bench.finish()
 
 
-# -- what an interrupted run has left ---------------------------------------------------------------
+# -- what an interrupted run has left --------------------------------------------------------------
 
 
 def left_over(make_bench: MakeBench, path: Path, data: bytes, disk_map: Map | None = None) -> Bench:
@@ -416,7 +416,7 @@ def test_a_fresh_output_has_nothing_to_take_up(bench: Bench) -> None:
     assert take_up(bench) == 0
 
 
-# -- an output that fails ---------------------------------------------------------------------------
+# -- an output that fails --------------------------------------------------------------------------
 
 
 @pytest.mark.root

@@ -11,26 +11,21 @@ import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from packer.artifact.layout.base import (
     MAX_INDEX_BYTES,
     MAX_LAYOUT_FILE_BYTES,
-    Buffer,
-    Layout,
     blob_hex,
     check_range,
 )
 from packer.artifact.layout.staging import (
-    StagedBlob,
-    Staging,
+    StagedWriter,
     refuse_existing,
-    sync_directory,
     temporary_name,
     writing,
 )
 from packer.artifact.manifest import Blob, Manifest, check_oci_layout
+from packer.durable import sync_directory
 from packer.errors import InputError, UsageError
 
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -153,7 +148,7 @@ class DirectoryLayout:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-class DirectoryWriter:
+class DirectoryWriter(StagedWriter):
     """Writes a layout that is a directory; it appears whole, by one rename.
 
     replace: whether an existing layout of that name is replaced; a folder that is no layout never
@@ -161,28 +156,13 @@ class DirectoryWriter:
     """
 
     def __init__(self, path: Path, *, replace: bool = False) -> None:
-        self.location = str(path)
-        self._path = path = path.absolute()
-        self._replace = replace
         if not replace:
             refuse_existing(path)
         elif path.is_symlink() or (path.exists() and not (path / "oci-layout").is_file()):
             raise UsageError(
                 f"{path} exists and is no OCI layout", hint="choose another name, or remove it"
             )
-        self._staging: Staging | None = Staging(path, durable=True)
-
-    def add(self, data: Buffer) -> Blob:
-        """Store one blob that is in memory."""
-        return self._open_staging().add(data)
-
-    def stream(self) -> StagedBlob:
-        """Begin a blob that is written piece by piece."""
-        return self._open_staging().stream()
-
-    def copy(self, layout: Layout, blob: Blob) -> Blob:
-        """Store a blob of another layout as it is, verified on the way."""
-        return self._open_staging().copy(layout, blob)
+        super().__init__(path, replace=replace, durable=True)
 
     def finish(self, manifest: Manifest, ref_name: str) -> Blob:
         """Write manifest and index.json, make all of it durable, rename it into place."""
@@ -195,17 +175,6 @@ class DirectoryWriter:
             self._staging = None
             sync_directory(self._path.parent)
         return blob
-
-    def abort(self) -> None:
-        """Remove what was written; does nothing after `finish`."""
-        if self._staging is not None:
-            self._staging.remove()
-            self._staging = None
-
-    def _open_staging(self) -> Staging:
-        if self._staging is None:
-            raise ValueError("this layout was finished or aborted")
-        return self._staging
 
     def _rename(self, root: Path) -> None:
         if not self._replace or not self._path.exists():
@@ -220,14 +189,3 @@ class DirectoryWriter:
             old.rename(self._path)
             raise
         shutil.rmtree(old, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.abort()

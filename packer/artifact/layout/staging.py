@@ -10,7 +10,6 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self
 
 from packer.artifact.layout.base import (
@@ -58,18 +57,6 @@ def refuse_existing(path: Path) -> None:
         raise UsageError(
             f"{path} exists already", hint="choose another name, or replace it with --force"
         )
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a folder durable, where its file system can do that."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
-            raise
-    finally:
-        os.close(fd)
 
 
 class Staging:
@@ -198,10 +185,47 @@ class StagedBlob:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.discard()
+
+
+class StagedWriter:
+    """A LayoutWriter but for `finish`: blobs collect in a Staging beside the final name.
+
+    durable: see Staging.
+    """
+
+    def __init__(self, path: Path, *, replace: bool, durable: bool) -> None:
+        self.location = str(path)
+        self._path = path.absolute()
+        self._replace = replace
+        self._staging: Staging | None = Staging(self._path, durable=durable)
+
+    def add(self, data: Buffer) -> Blob:
+        """Store one blob that is in memory."""
+        return self._open_staging().add(data)
+
+    def stream(self) -> StagedBlob:
+        """Begin a blob that is written piece by piece."""
+        return self._open_staging().stream()
+
+    def copy(self, layout: Layout, blob: Blob) -> Blob:
+        """Store a blob of another layout as it is, verified on the way."""
+        return self._open_staging().copy(layout, blob)
+
+    def abort(self) -> None:
+        """Remove what was written; does nothing after `finish`."""
+        if self._staging is not None:
+            self._staging.remove()
+            self._staging = None
+
+    def _open_staging(self) -> Staging:
+        if self._staging is None:
+            raise ValueError("this layout was finished or aborted")
+        return self._staging
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()

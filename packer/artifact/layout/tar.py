@@ -19,8 +19,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from formats.errors import FormatError
 from formats.source import FileSource
@@ -28,16 +27,12 @@ from packer.artifact.layout.base import (
     COPY_BYTES,
     MAX_INDEX_BYTES,
     MAX_LAYOUT_FILE_BYTES,
-    Buffer,
-    Layout,
     blob_hex,
     check_range,
 )
 from packer.artifact.layout.staging import (
-    StagedBlob,
-    Staging,
+    StagedWriter,
     refuse_existing,
-    sync_directory,
     writing,
 )
 from packer.artifact.layout.tar_members import (
@@ -50,6 +45,7 @@ from packer.artifact.layout.tar_members import (
     padding,
 )
 from packer.artifact.manifest import Blob, Manifest, check_oci_layout
+from packer.durable import sync_directory
 from packer.errors import Error, InputError, UsageError
 
 _MEMBER = re.compile(rb"(?:\./)?(index\.json|oci-layout|blobs/sha256/([0-9a-f]{64}))")
@@ -202,7 +198,7 @@ def _reading(location: str) -> Iterator[None]:
         ) from error
 
 
-class TarWriter:
+class TarWriter(StagedWriter):
     """Writes a layout as one tar file; the same blobs and names give the same bytes.
 
     Members are regular files of mode 0644, time 0, user and group 0. replace: whether an existing
@@ -210,26 +206,11 @@ class TarWriter:
     """
 
     def __init__(self, path: Path, *, replace: bool = False) -> None:
-        self.location = str(path)
-        self._path = path.absolute()
-        self._replace = replace
         if not replace:
-            refuse_existing(self._path)
-        elif self._path.exists() and not self._path.is_file():
+            refuse_existing(path)
+        elif path.exists() and not path.is_file():
             raise UsageError(f"{path} exists and is no file", hint="choose another name")
-        self._staging: Staging | None = Staging(self._path, durable=False)
-
-    def add(self, data: Buffer) -> Blob:
-        """Store one blob that is in memory."""
-        return self._open_staging().add(data)
-
-    def stream(self) -> StagedBlob:
-        """Begin a blob that is written piece by piece."""
-        return self._open_staging().stream()
-
-    def copy(self, layout: Layout, blob: Blob) -> Blob:
-        """Store a blob of another layout as it is, verified on the way."""
-        return self._open_staging().copy(layout, blob)
+        super().__init__(path, replace=replace, durable=False)
 
     def finish(self, manifest: Manifest, ref_name: str) -> Blob:
         """Put the tar file together, make it durable, give it its name."""
@@ -252,28 +233,6 @@ class TarWriter:
             sync_directory(self._path.parent)
         self.abort()
         return blob
-
-    def abort(self) -> None:
-        """Remove what was written; does nothing after `finish`."""
-        if self._staging is not None:
-            self._staging.remove()
-            self._staging = None
-
-    def _open_staging(self) -> Staging:
-        if self._staging is None:
-            raise ValueError("this layout was finished or aborted")
-        return self._staging
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.abort()
 
 
 def _append(tar: BinaryIO, name: str, path: Path) -> None:

@@ -132,8 +132,8 @@ def seen_by_the_kernel(root: Path) -> dict[bytes, Seen]:
                 (key, os.getxattr(path, key, follow_symlinks=False))
                 for key in os.listxattr(path, follow_symlinks=False)
             ]
-            facts = (status.st_mode, status.st_ino, status.st_nlink, status.st_size)
-            facts += (status.st_blocks, status.st_mtime_ns)
+            place = (status.st_mode, status.st_ino, status.st_nlink)
+            facts = (*place, status.st_size, status.st_blocks, status.st_mtime_ns)
             seen[path.removeprefix(bytes(root))] = Seen(facts, content, tuple(attributes))
     return seen
 
