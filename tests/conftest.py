@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.round_trip.command import Vmpack
-from tests.round_trip.packs import Guest, Packed, author_key, guest, packed, packs_folder
+from tests.round_trip.packs import Guest, Packed, author_key, guest, packed, trusting_host
 
 
 @pytest.fixture
@@ -43,13 +43,7 @@ def busybox() -> Packed:
 @pytest.fixture
 def run_vmpack(tmp_path: Path) -> Vmpack:
     """The command on a host that trusts the tests' author and has used nothing yet."""
-    key = author_key()
-    home = tmp_path / "home"
-    trusting = packs_folder() / "author" / "config" / "trust.json"
-    (home / "config").mkdir(parents=True)
-    shutil.copyfile(trusting, home / "config" / "trust.json")
-    assert key.exists()
-    return Vmpack(home)
+    return trusting_host(tmp_path / "home")
 
 
 @pytest.fixture

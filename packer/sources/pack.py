@@ -128,24 +128,20 @@ class PackSource:
             return
         held = np.full(len(self._contents), -1, dtype=np.int64)
         first = self._index.first_frame
-        last = first + frame_counts(self._contents.size[self._index.content]) - 1
-        present = (
-            self._held[self._index.bundle[first]] & self._held[self._index.bundle[last]]
-            if len(first)
-            else np.empty(0, dtype=bool)
-        )
+        count = frame_counts(self._contents.size[self._index.content])
+        here = np.concatenate([[0], np.cumsum(self._held[self._index.bundle])])
+        present = here[first + count] - here[first] == count
         held[self._index.content[present]] = np.flatnonzero(present)
         if wanted is self._contents:
             self._entry = held
         else:
-            own = digest_keys(self._contents.digest)
-            order = np.argsort(own)
-            keys = digest_keys(wanted.digest)
-            at = np.minimum(np.searchsorted(own[order], keys), max(0, len(own) - 1))
-            match = order[at] if len(own) else np.empty(0, dtype=np.int64)
-            same = own[match] == keys if len(own) else np.zeros(len(keys), dtype=bool)
-            # A digest that is the same for another size is a lie of this pack's map.
-            same &= self._contents.size[match] == wanted.size if len(own) else same
             self._entry = np.full(len(wanted), -1, dtype=np.int64)
-            self._entry[same] = held[match[same]]
+            own = digest_keys(self._contents.digest)
+            if len(own):
+                order = np.argsort(own)
+                keys = digest_keys(wanted.digest)
+                match = order[np.minimum(np.searchsorted(own[order], keys), len(own) - 1)]
+                # A digest that is the same for another size is a lie of this pack's map.
+                same = (own[match] == keys) & (self._contents.size[match] == wanted.size)
+                self._entry[same] = held[match[same]]
         self._wanted = wanted

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -52,6 +53,7 @@ from packer.sources.store_files import (
 )
 
 Rows = NDArray[np.int64]
+_log = logging.getLogger(__name__)
 
 TOUCH_AFTER_SECONDS = 86_400
 """How exactly it is known when an object was last used: its mtime, set at most once a day."""
@@ -164,8 +166,11 @@ class Store:
         fd = self._open(digest, size)
         if fd is None:
             return None
-        if hash_range(fd, 0, size) == digest:
-            return fd
+        try:
+            if hash_range(fd, 0, size) == digest:
+                return fd
+        except OSError as error:  # a bad sector: as good as another content
+            _log.warning("store: sha256:%s cannot be read: %s", digest.hex(), error)
         os.close(fd)
         self._remove(digest)
         return None

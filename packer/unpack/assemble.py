@@ -23,6 +23,7 @@ from packer.artifact.map import Kind, Map
 from packer.clone import CLONE_UNIT_BYTES
 from packer.progress import Advance
 from packer.sources.base import Bytes, FileRange, Piece, Source, SourceError
+from packer.sources.store import Store
 from packer.unpack.output import Output
 from packer.unpack.places import Places
 
@@ -103,8 +104,19 @@ class Assembler:
             self._place_ahead(source, rows, proven, complaints)
         return proven.total_bytes, complaints
 
-    def read_content(self, row: int) -> Iterator[bytes]:
-        """Yield a proven content in pieces of 1 MiB, as the output holds it."""
+    def keep(self, row: int, store: Store) -> None:
+        """Put a proven content into a store, sharing its blocks with the output if it lies there
+        in one piece. Raises StoreError.
+        """
+        contents, size = self.map.contents, self.places.sizes[row]
+        digest = bytes(contents.digest[row])
+        targets = list(self.places.targets(row, 0, size))
+        if targets[0][2] == size:
+            store.put_clone(self.output.fd, targets[0][0], size, digest)
+        else:
+            store.put(digest, size, self._read(row))
+
+    def _read(self, row: int) -> Iterator[bytes]:
         for _, start, end in self.places.blocks(row):
             whole = bytearray(end - start)
             for target, low, high in self.places.targets(row, start, end):

@@ -111,8 +111,7 @@ def _keep_fetched(store: Store, gathering: Gathering, assembler: Assembler) -> N
     rows = gathering.fetched[contents.classes[gathering.fetched] == Class.SHARED]
     try:
         for row in rows.tolist():
-            digest, size = bytes(contents.digest[row]), int(contents.size[row])
-            store.put(digest, size, assembler.read_content(row))
+            assembler.keep(row, store)
     except SourceError as error:
         record = gathering.supplied.setdefault(store.uri, Supplied(store.uri))
         record.complaints.append(f"nothing more is kept: {error}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.refusal import INPUT, IN_USE, refused
+from tests.hostile.refusal import IN_USE, INPUT, refused
 from tests.round_trip.command import Vmpack
 from tests.round_trip.disks import copy_sparse, tool
 from tests.round_trip.layouts import config_digest, config_of

@@ -78,7 +78,8 @@ def test_a_full_disk_stops_an_output_in_another_container(
     """The raw disk fits, the second copy of it does not."""
     with medium(tmp_path / "full", "size=5m") as folder:
         disk = folder / "rebuilt.qcow2"
-        command = ["unpack", pack, "-o", disk, "--from", "store:", "--format", "qcow2"]
+        command: list[str | Path] = ["unpack", pack, "-o", disk, "--from", "store:"]
+        command += ["--format", "qcow2"]
         done = run_vmpack(*command)
         refused(done, FAILED, str(disk), output=disk)
         assert names(folder) == {"rebuilt.qcow2.partial"}
@@ -96,7 +97,9 @@ def test_a_read_only_medium_is_refused(run_vmpack: Vmpack, pack: Path, tmp_path:
         done = run_vmpack("unpack", pack, "-o", disk, "--from", "store:")
         refused(done, FAILED, str(disk), "Read-only", output=disk)
         done = run_vmpack("copy", pack, folder / "copy.vmpack")
-        refused(done, FAILED, str(folder / "copy.vmpack"), "ead-only", output=folder / "copy.vmpack")
+        refused(
+            done, FAILED, str(folder / "copy.vmpack"), "ead-only", output=folder / "copy.vmpack"
+        )
 
 
 def test_a_folder_that_is_not_there_is_refused(

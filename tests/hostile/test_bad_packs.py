@@ -203,7 +203,7 @@ def _replace_a_frame(pack: Path, frame: bytes) -> None:
     lone = [
         int(first)
         for content, first in zip(index.content.tolist(), index.first_frame.tolist(), strict=True)
-        if contents.classes[content] == Class.PRIVATE and 128 << 10 <= contents.size[content]
+        if contents.classes[content] == Class.PRIVATE and contents.size[content] >= 128 << 10
         and contents.size[content] > 1 << 20
     ]  # fmt: skip
     number = lone[0]
@@ -362,9 +362,7 @@ def test_what_nobody_has_is_listed(run_vmpack: Vmpack, pack: Path, disk: Path) -
     assert run_vmpack.json("verify", disk, pack, "--exact")["right"]
 
 
-def test_a_blob_that_nothing_names_does_no_harm(
-    run_vmpack: Vmpack, pack: Path, disk: Path
-) -> None:
+def test_a_blob_that_nothing_names_does_no_harm(run_vmpack: Vmpack, pack: Path, disk: Path) -> None:
     store_blob(pack, b"stray")
     unpack(run_vmpack, pack, disk)
 

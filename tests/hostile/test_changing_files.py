@@ -79,9 +79,7 @@ def test_files_that_change_meanwhile_never_make_a_wrong_disk(
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_pack_of_an_image_that_changes_is_refused(
-    author: Vmpack, room: Path, seed: int
-) -> None:
+def test_a_pack_of_an_image_that_changes_is_refused(author: Vmpack, room: Path, seed: int) -> None:
     tree = write_files(room / "tree", seed=seed, big=16, small=40)
     image = make_disk(room / "disk.raw", tree, size_mib=64)
     writer = subprocess.Popen(

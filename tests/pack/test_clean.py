@@ -277,31 +277,34 @@ def test_an_interrupt_leaves_neither_an_overlay_nor_an_appliance(tmp_path: Path)
         },
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
-    while not (guestfish := children(process.pid)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    while not (below := children(guestfish[0])) and time.monotonic() < deadline:
+    while process.poll() is None and not (started := grandchildren(process.pid)):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert list(temporary.iterdir()) == []
     assert not (tmp_path / "out.vmpack").exists()
-    assert not any(is_running(pid) for pid in guestfish + below)
+    assert not any(is_running(pid) for pid in started)
+
+
+def grandchildren(pid: int) -> list[int]:
+    """Return guestfish and what it has started, once it has started something."""
+    fish = [one for one in children(pid) if name_of(one) == "guestfish"]
+    below = [two for one in fish for two in children(one)]
+    return fish + below if below else []
 
 
 def children(pid: int) -> list[int]:
-    """Return the children that are guestfish, or the children of a guestfish."""
     try:
-        pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        named = [int(one) for one in pids if Path(f"/proc/{one}/exe").exists()]
-        own = Path(f"/proc/{pid}/comm").read_text().strip()
-        return [
-            one
-            for one in named
-            if own == "guestfish" or Path(f"/proc/{one}/comm").read_text() == "guestfish\n"
-        ]
+        return [int(o) for o in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def is_running(pid: int) -> bool:

@@ -176,21 +176,21 @@ def mounted(image: Path, part: Range, folder: Path) -> Iterator[Path]:
 def tree(root: Path) -> dict[str, tuple[object, ...]]:
     """Everything below a folder as a guest sees it: kind, mode, owner, data, attributes, times."""
     found = {}
-    for folder, folders, files in os.walk(os.fsencode(root)):
-        for name in [b".", *folders, *files]:
-            path = os.path.join(folder, name)
-            found[os.fsdecode(path[len(os.fsencode(root)) :])] = _entry(path)
+    for folder, folders, files in os.walk(root):
+        for name in [".", *folders, *files]:
+            path = Path(folder, name)
+            found[str(path.relative_to(root))] = _entry(path)
     return found
 
 
-def _entry(path: bytes) -> tuple[object, ...]:
-    facts = os.lstat(path)
-    data = b""
+def _entry(path: Path) -> tuple[object, ...]:
+    facts = path.lstat()
+    data: bytes | Path = b""
     if stat.S_ISREG(facts.st_mode):
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             data = hashlib.file_digest(file, "sha256").digest()
     elif stat.S_ISLNK(facts.st_mode):
-        data = os.readlink(path)
+        data = path.readlink()
     attributes = {
         name: os.getxattr(path, name, follow_symlinks=False)
         for name in os.listxattr(path, follow_symlinks=False)

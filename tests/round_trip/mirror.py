@@ -1,7 +1,8 @@
-"""A mirror that serves a folder, counts what it sends, can be slow, and can be made to misbehave."""
+"""A mirror that serves a folder and counts what it sends; it can be slow, or misbehave."""
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,6 +88,4 @@ def mirror(
 
 def _keep_little_under_way(server: Server) -> None:
     """Small socket buffers, so that what was counted as sent has about arrived."""
-    import socket
-
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)

@@ -71,8 +71,6 @@ def test_two_versions_of_a_file_lie_side_by_side_in_the_store(
         assert kept.stat().st_mode & 0o222 == 0
 
 
-
-
 @pytest.mark.root
 @needs_root
 def test_a_full_pack_needs_no_network(run_vmpack: Vmpack, busybox: Packed, room: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import threading
@@ -116,10 +117,14 @@ def test_pieces_may_be_views_of_a_larger_buffer(bench: Bench) -> None:
     bench.finish()
 
 
-def test_what_was_proven_can_be_read_back(bench: Bench) -> None:
+def test_what_was_proven_can_be_kept_in_a_store(bench: Bench, tmp_path: Path) -> None:
+    """Contents in one piece and fragmented ones alike."""
     bench.place(Simulated())
+    store = Store(tmp_path / "store")
     for row, data in enumerate(DATA):
-        assert b"".join(bench.assembler.read_content(row)) == data
+        bench.assembler.keep(row, store)
+        assert store.holds(hashlib.sha256(data).digest(), len(data))
+    assert store.verify() == ()
 
 
 def test_a_disk_without_contents_is_complete_at_once(make_bench: MakeBench, tmp_path: Path) -> None:

@@ -1,0 +1,145 @@
+"""A copy is the same pack with fewer of its bundles, to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from packer.artifact.contents import Class
+from packer.artifact.copy import Extent, copy_pack
+from packer.artifact.keys import generate
+from packer.artifact.layout.base import read_blob
+from packer.artifact.layout.open import open_layout
+from packer.artifact.opened import OpenedPack
+from packer.errors import Error, InputError, UsageError
+from packer.sources.base import Wanted
+from packer.sources.pack import PackSource
+from tests.artifact.layout.media import small_medium
+from tests.artifact.make import contents_of
+from tests.artifact.real_packs import hints_of, write_pack
+from tests.unpack.simulated import CLASSES, DATA, numbered
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[OpenedPack]:
+    key = generate(tmp_path / "key")
+    hints = hints_of(contents_of(DATA, CLASSES), [(2, "/usr/lib/x", -1)])
+    pack = write_pack(tmp_path / "full.vmpack", DATA, CLASSES, hints=hints, keys=[key])
+    yield pack
+    pack.close()
+
+
+def opened(path: Path | str) -> OpenedPack:
+    return OpenedPack(open_layout(path))
+
+
+def readable(pack: OpenedPack) -> dict[int, bytes]:
+    """Return what the bundles of a copy really hold."""
+    source = PackSource("pack:", pack.layout, pack.map.contents, pack.index)
+    rows = np.arange(len(pack.map.contents), dtype=np.int64)
+    found: dict[int, dict[int, bytes]] = {}
+    for piece in source.fetch(source.find(Wanted(pack.map.contents, rows, pack.hints), deep=False).rows):
+        found.setdefault(piece.row, {})[piece.block] = bytes(piece.data)  # type: ignore[union-attr]
+    return {row: b"".join(blocks[n] for n in sorted(blocks)) for row, blocks in found.items()}
+
+
+@pytest.mark.parametrize("form", ["copy.vmpack", "copy/"])
+@pytest.mark.parametrize(
+    ("extent", "bundles"),
+    [
+        (Extent.BOOT, ["boot"]),
+        (Extent.THIN, ["boot", "private"]),
+        (Extent.FULL, ["boot", "private", "shared-000"]),
+    ],
+)
+def test_a_copy_is_the_same_pack_with_some_of_its_bundles(
+    full: OpenedPack, tmp_path: Path, extent: Extent, bundles: list[str], form: str
+) -> None:
+    report = copy_pack(full, f"{tmp_path}/{form}", extent)
+    copy = opened(tmp_path / form)
+    assert list(copy.manifest.bundles()) == bundles
+    assert copy.config_bytes == full.config_bytes
+    assert copy.envelope == full.envelope
+    assert report.identity == full.config_digest
+    assert copy.map.end.tolist() == full.map.end.tolist()
+    assert copy.hints.path == full.hints.path
+    expected = {row: data for row, data in enumerate(DATA) if CLASSES[row] in extent.classes}
+    assert readable(copy) == expected
+    left_out = {row for row in range(len(DATA)) if row not in expected}
+    assert sum(count for count, _ in report.lacking.values()) == len(left_out)
+    assert sum(size for _, size in report.lacking.values()) == sum(len(DATA[r]) for r in left_out)
+    for blob in copy.manifest.blobs():  # and nothing is named that is not there
+        assert len(read_blob(copy.layout, blob.digest, 1 << 30)) == blob.size
+    copy.close()
+
+
+def test_a_copy_of_a_copy_is_the_same_copy(full: OpenedPack, tmp_path: Path) -> None:
+    copy_pack(full, tmp_path / "one.vmpack", Extent.THIN)
+    one = opened(tmp_path / "one.vmpack")
+    copy_pack(one, tmp_path / "two.vmpack", Extent.THIN)
+    one.close()
+    assert (tmp_path / "one.vmpack").read_bytes() == (tmp_path / "two.vmpack").read_bytes()
+
+
+def test_a_thin_copy_gives_a_boot_copy_but_no_full_one(full: OpenedPack, tmp_path: Path) -> None:
+    copy_pack(full, tmp_path / "thin.vmpack", Extent.THIN)
+    thin = opened(tmp_path / "thin.vmpack")
+    copy_pack(thin, tmp_path / "boot.vmpack", Extent.BOOT)
+    shared = sum(one == Class.SHARED for one in CLASSES)
+    with pytest.raises(InputError, match=f"no complete full copy: {shared} contents") as caught:
+        copy_pack(thin, tmp_path / "full-again.vmpack", Extent.FULL)
+    assert "fuller copy" in caught.value.hint
+    assert not (tmp_path / "full-again.vmpack").exists()
+    thin.close()
+
+
+def test_a_damaged_bundle_is_not_copied(tmp_path: Path) -> None:
+    pack = write_pack(f"{tmp_path}/pack/", DATA, CLASSES)
+    bundle = pack.manifest.bundles()["private"]
+    path = tmp_path / "pack" / "blobs" / "sha256" / bundle.digest.removeprefix("sha256:")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    copy_pack(pack, tmp_path / "boot.vmpack", Extent.BOOT)
+    with pytest.raises(InputError, match="expected bytes with that SHA-256"):
+        copy_pack(pack, tmp_path / "thin.vmpack", Extent.THIN)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["boot.vmpack", "pack"]
+    pack.close()
+
+
+def test_an_existing_copy_is_replaced_only_when_asked(full: OpenedPack, tmp_path: Path) -> None:
+    place = tmp_path / "copy.vmpack"
+    place.write_bytes(b"precious")
+    with pytest.raises(UsageError, match="exists already"):
+        copy_pack(full, place, Extent.THIN)
+    assert place.read_bytes() == b"precious"
+    copy_pack(full, place, Extent.THIN, replace=True)
+    assert readable(opened(place))[1] == DATA[1]
+
+
+def test_a_pack_can_be_replaced_by_its_own_copy(tmp_path: Path) -> None:
+    pack = write_pack(tmp_path / "a.vmpack", DATA, CLASSES)
+    copy_pack(pack, tmp_path / "a.vmpack", Extent.BOOT, replace=True)
+    assert list(opened(tmp_path / "a.vmpack").manifest.bundles()) == ["boot"]
+    pack.close()
+
+
+@pytest.mark.root
+def test_a_full_medium_leaves_nothing_behind(full: OpenedPack, tmp_path: Path) -> None:
+    with small_medium(tmp_path / "stick", 2 * MIB) as folder:
+        with pytest.raises(Error, match="No space left"):
+            copy_pack(full, folder / "copy.vmpack", Extent.FULL)
+        assert list(folder.iterdir()) == []
+
+
+def test_a_pack_without_shared_contents_is_complete_when_thin(tmp_path: Path) -> None:
+    data = [numbered(5000, 1), numbered(5000, 2)]
+    pack = write_pack(tmp_path / "a.vmpack", data, [Class.BOOT, Class.PRIVATE])
+    assert copy_pack(pack, tmp_path / "b.vmpack", Extent.THIN).lacking == {}
+    pack.close()

@@ -1,0 +1,124 @@
+"""From what a user names to a source; from what a pack recommends only what may be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from packer.artifact.opened import OpenedPack
+from packer.errors import Error, InputError, UsageError
+from packer.sources.base import SourceError, Wanted
+from packer.sources.deb import DebSource
+from packer.sources.directory import DirectorySource
+from packer.sources.open import SourceOpener, open_pack
+from packer.sources.pack import PackSource
+from packer.sources.store import Store
+from tests.artifact.real_packs import no_hints, write_pack
+from tests.unpack.simulated import CLASSES, DATA
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMPACK_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Iterator[OpenedPack]:
+    recommended = ["dir:/etc", "disk:/dev/sda", "pack:/root/x", "http://127.0.0.1:9/demo/"]
+    pack = write_pack(tmp_path / "a.vmpack", DATA, CLASSES, sources=recommended)
+    yield pack
+    pack.close()
+
+
+@pytest.fixture
+def opener(tmp_path: Path, pack: OpenedPack) -> Iterator[SourceOpener]:
+    with SourceOpener(Store(tmp_path / "store"), pack) as opener:
+        yield opener
+
+
+def test_each_kind_of_uri_gives_its_source(opener: SourceOpener, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    kinds: dict[str, type] = {
+        "store:": Store,
+        f"store:{tmp_path}/other": Store,
+        f"dir:{tmp_path}/tree": DirectorySource,
+        f"deb:{tmp_path}/tree": DebSource,
+        f"pack:{tmp_path}/a.vmpack": PackSource,
+    }
+    sources = opener.open_all(list(kinds))
+    assert [type(source) for source in sources] == list(kinds.values())
+    assert [sources[n].uri for n in (0, 2, 4)] == [list(kinds)[n] for n in (0, 2, 4)]
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "nonsense", "ftp://host/x", "dir:", "disk:", "deb:", "pack:", "/usr", "DIR:/usr"]
+)
+def test_what_is_no_source_is_refused_with_the_list_of_kinds(
+    opener: SourceOpener, uri: str
+) -> None:
+    with pytest.raises(UsageError, match="not a source") as caught:
+        opener.open(uri)
+    assert "dir:FOLDER" in caught.value.message
+
+
+@pytest.mark.parametrize("uri", ["dir:{}/none", "pack:{}/none", "disk:{}/none", "deb:{}/a.vmpack"])
+def test_a_source_that_is_not_there_is_one_clear_error(
+    opener: SourceOpener, pack: OpenedPack, tmp_path: Path, uri: str
+) -> None:
+    wanted = Wanted(pack.map.contents, np.arange(len(DATA)), no_hints())
+    with pytest.raises(Error) as caught:
+        opener.open(uri.format(tmp_path)).find(wanted, deep=True)
+    assert str(tmp_path) in caught.value.message
+
+
+def test_a_copy_of_the_same_pack_offers_all_that_it_carries(
+    opener: SourceOpener, pack: OpenedPack, tmp_path: Path
+) -> None:
+    source = opener.open(f"pack:{tmp_path}/a.vmpack")
+    rows = np.arange(len(DATA), dtype=np.int64)
+    offers = source.find(Wanted(pack.map.contents, rows, pack.hints), deep=False)
+    assert offers.rows.tolist() == rows.tolist()
+
+
+def test_a_damaged_pack_as_a_source_is_a_source_error(
+    opener: SourceOpener, tmp_path: Path
+) -> None:
+    other = write_pack(f"{tmp_path}/b/", DATA[:2], CLASSES[:2])
+    layer = other.manifest.frame_index()
+    assert layer is not None
+    other.close()
+    blob = tmp_path / "b" / "blobs" / "sha256" / layer.digest.removeprefix("sha256:")
+    blob.write_bytes(b"junk")
+    with pytest.raises(SourceError, match="b"):
+        opener.open(f"pack:{tmp_path}/b")
+
+
+def test_what_a_pack_recommends_may_not_name_a_path_of_this_host(opener: SourceOpener) -> None:
+    sources, notes = opener.defaults(offline=False)
+    assert not any("/etc" in source.uri or "/dev/sda" in source.uri for source in sources)
+    refused = [note for note in notes if "only a user may name" in note]
+    assert len(refused) == 3
+    # The mirror is asked, and that nobody answers is a note, not the end.
+    assert any("127.0.0.1:9" in note for note in notes)
+
+
+def test_offline_asks_no_mirror(opener: SourceOpener) -> None:
+    sources, notes = opener.defaults(offline=True)
+    assert not any("127.0.0.1" in note for note in notes)
+    assert all(source.local for source in sources)
+
+
+def test_a_pack_is_opened_with_or_without_its_scheme(tmp_path: Path, pack: OpenedPack) -> None:
+    for location in (f"{tmp_path}/a.vmpack", f"pack:{tmp_path}/a.vmpack"):
+        with open_pack(location) as opened:
+            assert opened.config_digest == pack.config_digest
+
+
+def test_what_is_no_pack_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "junk").write_bytes(b"junk" * 1000)
+    for location in (tmp_path / "junk", tmp_path / "none", "/dev/null"):
+        with pytest.raises(InputError, match=str(location)):
+            open_pack(str(location))
