@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from packer import host
-from packer.artifact.keys import PrivateKey, default_key_path, load_private
+from packer.artifact.keys import (
+    PrivateKey,
+    check_fingerprint,
+    default_key_path,
+    load_private,
+)
 from packer.artifact.opened import OpenedPack
 from packer.artifact.trust import Verdict, judge
 from packer.artifact.trust_store import TrustStore
@@ -105,12 +110,17 @@ def ask_passphrase(path: Path) -> str:
 def ask_new_passphrase() -> str:
     """Return a new passphrase: from the environment, or typed twice at the terminal."""
     given = os.environ.get(PASSPHRASE_VARIABLE)
-    if given is not None:
-        return given
-    first = getpass.getpass("new passphrase: ")
-    if first != getpass.getpass("again: "):
-        raise UsageError("the two passphrases differ")
-    return first
+    if given is None:
+        if not sys.stdin.isatty():
+            raise UsageError(
+                "there is nobody to ask for a new passphrase", hint=f"set {PASSPHRASE_VARIABLE}"
+            )
+        given = getpass.getpass("new passphrase: ")
+        if given != getpass.getpass("again: "):
+            raise UsageError("the two passphrases differ")
+    if not given:
+        raise UsageError("an empty passphrase would encrypt nothing")
+    return given
 
 
 def jobs_of(options: argparse.Namespace) -> int:
@@ -131,7 +141,7 @@ def accept(pack: OpenedPack, options: argparse.Namespace) -> Verdict:
         pack.envelope,
         trust.rules(),
         trust.memory(),
-        signers=options.signer,
+        signers=[check_fingerprint(one) for one in options.signer],
         allow_older=options.allow_older,
         allow_unsigned=options.allow_unsigned,
         what=pack.layout.location,
@@ -142,7 +152,6 @@ def accept(pack: OpenedPack, options: argparse.Namespace) -> Verdict:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("expected 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text!r}")
+    return int(text)

@@ -43,7 +43,9 @@ def readable(pack: OpenedPack) -> dict[int, bytes]:
     source = PackSource("pack:", pack.layout, pack.map.contents, pack.index)
     rows = np.arange(len(pack.map.contents), dtype=np.int64)
     found: dict[int, dict[int, bytes]] = {}
-    for piece in source.fetch(source.find(Wanted(pack.map.contents, rows, pack.hints), deep=False).rows):
+    for piece in source.fetch(
+        source.find(Wanted(pack.map.contents, rows, pack.hints), deep=False).rows
+    ):
         found.setdefault(piece.row, {})[piece.block] = bytes(piece.data)  # type: ignore[union-attr]
     return {row: b"".join(blocks[n] for n in sorted(blocks)) for row, blocks in found.items()}
 

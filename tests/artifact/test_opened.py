@@ -152,8 +152,10 @@ def test_a_blob_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> Non
 def test_a_copy_can_use_the_map_of_another_copy_but_not_of_another_pack(
     open_with: OpenWith,
 ) -> None:
-    full, copy, stranger = open_with(), open_with(disk_map=b"unread"), open_with(
-        honest_config(version=2)
+    full, copy, stranger = (
+        open_with(),
+        open_with(disk_map=b"unread"),
+        open_with(honest_config(version=2)),
     )
     copy.share_map(full)
     assert copy.map is full.map

@@ -79,7 +79,7 @@ def test_a_flipped_byte_gives_an_error_or_other_bytes_of_the_right_number() -> N
             refused += 1
             continue
         assert len(found) == len(data)
-    assert 0 < refused
+    assert refused > 0
 
 
 def test_a_frame_that_asks_for_a_large_window_is_refused() -> None:

@@ -16,6 +16,7 @@ from packer.artifact.contents import Class
 from packer.artifact.map import Kind, Map
 from packer.errors import Error
 from packer.sources.base import Bytes, FileRange, Piece
+from packer.sources.store import Store
 from tests.artifact.layout.media import small_medium
 from tests.artifact.make import contents_of, map_of
 from tests.artifact.real_packs import disk_of

@@ -141,9 +141,7 @@ def test_after_a_source_that_does_wrong_the_next_one_is_asked(
 def test_when_all_sources_do_wrong_what_is_missing_is_said(
     bench: Bench, misdeed: str, local: bool
 ) -> None:
-    sources = [
-        Simulated(f"{n}:", twist=MISDEEDS[misdeed], local=local, cost=n) for n in range(3)
-    ]
+    sources = [Simulated(f"{n}:", twist=MISDEEDS[misdeed], local=local, cost=n) for n in range(3)]
     gathering = fill(bench, Simulated("pack:", NOTHING), *sources)
     assert all(len(source.fetched) <= 2 for source in sources)  # quickly, and after a search
     if misdeed not in ("sends backwards and twice", "sends right ones, then wrong ones"):

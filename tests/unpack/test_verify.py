@@ -151,7 +151,9 @@ def test_verify_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_huge_zero_range_is_proven_without_reading_its_holes(tmp_path: Path) -> None:
     size = 1 << 40
-    huge = map_of(contents_of([b"x" * 4096]), [(Kind.CONTENT, 4096, 0, 0), (Kind.ZERO, size, -1, 0)])
+    huge = map_of(
+        contents_of([b"x" * 4096]), [(Kind.CONTENT, 4096, 0, 0), (Kind.ZERO, size, -1, 0)]
+    )
     path = tmp_path / "disk.raw"
     path.write_bytes(b"x" * 4096)
     os.truncate(path, size + 4096)

@@ -1,0 +1,135 @@
+"""A small disk through all verbs: what is printed for machines, for people, and the exit codes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import MIB, Run, image, run, signed
+
+__all__ = ["image", "run", "signed"]
+
+
+def test_every_verb_that_works_prints_json_and_nothing_else(run: Run, image: Path) -> None:
+    assert run("key", "generate").code == 0
+    packed = run("pack", image, "-o", "demo.vmpack", "--no-packages", "--json")
+    assert packed.json["contents"]["private"]["bytes"] > 300_000
+    assert packed.json["bundles"].keys() == {"private"}
+    assert packed.json["bytes"] <= Path("demo.vmpack").stat().st_size
+    identity = packed.json["identity"]
+
+    looked = run("inspect", "demo.vmpack", "--json", "--stubs")
+    assert (looked.json["identity"], looked.json["stubs"]) == (identity, [])
+    assert run("inspect", image, "--json").json["size"] == 3 * MIB
+
+    copied = run("copy", "demo.vmpack", "--boot", "boot.vmpack", "--json")
+    assert (copied.json["identity"], list(copied.json["lacking"])) == (identity, ["private"])
+    assert run("inspect", "boot.vmpack", "--json", "--stubs").json["stubs"]
+
+    planned = run("unpack", "demo.vmpack", "--dry-run", "--offline", "--json")
+    assert planned.json["missing"] == []
+    unpacked = run("unpack", "demo.vmpack", "-o", "disk", "--offline", "--json")
+    assert unpacked.json["disk_bytes"] == 3 * MIB
+    assert Path("disk").read_bytes() == image.read_bytes()
+
+    verified = run("verify", "disk", "demo.vmpack", "--exact", "--json")
+    assert (verified.json["right"], verified.json["wrong"]) == (True, [])
+
+    Path("tree").mkdir()
+    Path("tree/file").write_bytes(b"x" * 5000)
+    listed = run("inventory", "tree", "-o", "host.inv", "--json")
+    assert (listed.json["contents"], listed.json["bytes"]) == (1, 5000)
+    assert run("store", "list", "--json").json == {"bytes": 0, "contents": []}
+    assert run("store", "verify", "--json").json == {"contents": 0, "removed": []}
+    collected = run("store", "gc", "--all", "--json").json
+    assert collected == {"removed": 0, "removed_bytes": 0, "kept": 0, "kept_bytes": 0}
+
+
+def test_every_verb_that_works_speaks_to_people(run: Run, signed: Path, image: Path) -> None:
+    assert "signed by SHA256:" in run("inspect", signed).out
+    assert "a thin pack would weigh" in run("inspect", image, "--files").out
+    assert "complete" in run("copy", signed, "copy.vmpack").out
+    assert "every content proven" in run("unpack", signed, "-o", "disk", "--offline").out
+    assert "disk is what" in run("verify", "disk", signed, "--ranges").out
+    assert "0 contents" in run("store", "list").out
+
+
+def test_a_disk_that_does_not_match_ends_with_7_and_names_the_ranges(
+    run: Run, signed: Path, image: Path
+) -> None:
+    data = bytearray(image.read_bytes())
+    data[MIB + 5] ^= 1
+    Path("wrong").write_bytes(data)
+    done = run("verify", "wrong", signed)
+    assert done.code == 7
+    assert "is NOT what" in done.out
+    assert "  wrong [1048576, " in done.out
+    as_json = run("verify", "wrong", signed, "--json")
+    assert (as_json.code, as_json.json["right"]) == (7, False)
+    Path("short").write_bytes(data[:MIB])
+    run("verify", "short", signed).refused(7, "expected a disk of")
+
+
+def test_a_copy_that_lacks_what_nobody_has_ends_with_5_and_a_list(run: Run, signed: Path) -> None:
+    assert run("copy", signed, "--boot", "boot.vmpack").code == 0
+    planned = run("unpack", "boot.vmpack", "--dry-run", "--from", "store:")
+    assert planned.code == 5
+    assert "nobody has 1 contents" in planned.out
+    assert "sha256:" in planned.out
+    done = run("unpack", "boot.vmpack", "-o", "disk", "--from", "store:", "-q")
+    done.refused(5, "nobody has", "sha256:", "--from")
+    assert not Path("disk").exists()
+    # What was found is kept, and the full copy completes it.
+    again = run("unpack", "boot.vmpack", "-o", "disk", "--from", f"pack:{signed}", "-q")
+    assert again.code == 0, again.err
+    assert not Path("disk.partial").exists()
+
+
+def test_a_pack_of_a_stranger_ends_with_4(run: Run, image: Path, signed: Path) -> None:
+    (Path(os.environ["VMPACK_HOME"]) / "config" / "trust.json").unlink()
+    run("unpack", signed, "-o", "disk").refused(4)
+    run("verify", image, signed).refused(4)
+    assert run("inspect", signed).code == 0  # to look is allowed
+    unsigned = run("pack", image, "-o", "u.vmpack", "--unsigned", "--no-packages", "-q")
+    assert unsigned.code == 0
+    run("unpack", "u.vmpack", "-o", "disk").refused(4)
+    allowed = run("unpack", "u.vmpack", "-o", "disk", "--allow-unsigned", "--offline", "-q")
+    assert allowed.code == 0, allowed.err
+
+
+def test_an_older_version_than_this_host_has_used_ends_with_4(
+    run: Run, image: Path, signed: Path
+) -> None:
+    two = ("pack", image, "-o", "2.vmpack", "--name", "demo", "--pack-version", "2")
+    assert run(*two, "--no-packages", "-q").code == 0
+    assert run("unpack", "2.vmpack", "-o", "two", "--offline", "-q").code == 0
+    run("unpack", signed, "-o", "one", "--offline").refused(4, "older")
+    assert run("unpack", signed, "-o", "one", "--offline", "--allow-older", "-q").code == 0
+
+
+def test_a_disk_in_use_ends_with_6(run: Run, image: Path) -> None:
+    """As long as somebody has it open for writing under QEMU's lock."""
+    with image.open("r+b") as file:
+        # qemu block/file-posix.c: RAW_LOCK_PERM_BASE 100, BLK_PERM_WRITE is bit 1; F_OFD_SETLK 37
+        lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0)
+        fcntl.fcntl(file, 37, lock)
+        run("pack", image, "-o", "x.vmpack", "--unsigned", "--no-packages").refused(6)
+    assert not Path("x.vmpack").exists()
+
+
+@pytest.mark.parametrize("form", ["qcow2", "vmdk"])
+def test_a_disk_can_be_written_as_another_container(run: Run, signed: Path, form: str) -> None:
+    done = run("unpack", signed, "-o", f"disk.{form}", "--format", form, "--offline", "-q")
+    assert done.code == 0, done.err
+    assert run("verify", f"disk.{form}", signed, "--exact").code == 0
+    assert sorted(path.name for path in Path().iterdir()) == ["demo.vmpack", f"disk.{form}"]
+
+
+def test_what_is_fetched_from_a_second_store_is_named(run: Run, signed: Path) -> None:
+    done = run("unpack", signed, "-o", "disk", "--from", "store:elsewhere", "-q", "--json")
+    assert done.code == 0, done.err
+    assert [one["source"] for one in done.json["supplied"]][0].startswith("pack:")
