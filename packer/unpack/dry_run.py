@@ -57,6 +57,8 @@ class _DryRun:
             for source in self._named_local:
                 self._take(source, deep=True)
             plan = self._plan()
+        if len(plan.missing):
+            plan = self._plan(deep=True)
         for source, rows, cost in zip(self._remote, plan.chosen, plan.cost_bytes, strict=True):
             self._add(source, rows, cost)
         return DryRun(
@@ -77,15 +79,18 @@ class _DryRun:
         offered = self._ask(source, deep=deep).rows
         if len(offered) == 0:
             return
-        if isinstance(source, Provable):
-            found = source.prove(offered)
-        else:
-            found = prove(source, self._contents, offered)
+        try:
+            if isinstance(source, Provable):
+                found = source.prove(offered)
+            else:
+                found = prove(source, self._contents, offered)
+        except SourceError:  # it broke; unpack would ask the next one, too
+            return
         self._add(source, found, 0)
         self._missing = np.setdiff1d(self._missing, found)
 
-    def _plan(self) -> Plan:
-        offers = [self._ask(source, deep=False) for source in self._remote]
+    def _plan(self, *, deep: bool = False) -> Plan:
+        offers = [self._ask(source, deep=deep) for source in self._remote]
         return choose(self._missing, self._contents.size, offers)
 
     def _ask(self, source: Source, *, deep: bool) -> Offers:

@@ -83,8 +83,7 @@ def test_a_flipped_byte_gives_an_error_or_other_bytes_of_the_right_number() -> N
 
 
 def test_a_frame_that_asks_for_a_large_window_is_refused() -> None:
-    options = {pyzstd.CParameter.windowLog: 28}
-    compressor = pyzstd.ZstdCompressor(options)
+    compressor = pyzstd.ZstdCompressor({pyzstd.CParameter.windowLog: 28})
     frame = compressor.compress(TEXT) + compressor.flush()  # its size is not known in advance
     with pytest.raises(InputError, match="not a readable zstd frame"):
         decompress(frame, len(TEXT), "demo")

@@ -129,7 +129,9 @@ def test_a_disk_can_be_written_as_another_container(run: Run, signed: Path, form
     assert sorted(path.name for path in Path().iterdir()) == ["demo.vmpack", f"disk.{form}"]
 
 
-def test_what_is_fetched_from_a_second_store_is_named(run: Run, signed: Path) -> None:
-    done = run("unpack", signed, "-o", "disk", "--from", "store:elsewhere", "-q", "--json")
-    assert done.code == 0, done.err
-    assert [one["source"] for one in done.json["supplied"]][0].startswith("pack:")
+def test_the_source_of_every_byte_is_named(run: Run, signed: Path, image: Path) -> None:
+    old = run("unpack", signed, "-o", "disk", "--from", f"pack:{signed}", "-q", "--json")
+    assert old.code == 0, old.err
+    supplied = old.json["supplied"]
+    assert sum(one["content_bytes"] for one in supplied) == old.json["content_bytes"]
+    assert {one["source"] for one in supplied if one["content_bytes"]} == {f"pack:{signed}"}

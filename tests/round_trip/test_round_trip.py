@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.boot import boot
+from tests.hostile.refusal import MISSING
 from tests.round_trip.command import Vmpack, content_bytes
 from tests.round_trip.disks import check_ext4, differences, filled, not_within
 from tests.round_trip.ext4_oracle import unseen
@@ -100,11 +101,16 @@ def test_what_the_distribution_has_comes_from_its_packages(
     if "pool/" not in run_vmpack.good("inspect", "--stubs", pack.thin):
         pytest.skip("the mirrors that apt is configured with did not answer when this was packed")
     disk = room / "rebuilt.raw"
-    report = run_vmpack.json(
-        "unpack", pack.thin, "--output", disk, "--from", "apt:", "--from", f"pack:{pack.full}",
-        "--no-store",
-    )  # fmt: skip
-    assert content_bytes(report, "apt:") > 100 * MB, report
+    first = run_vmpack("unpack", pack.thin, "--output", disk, "--from", "apt:", "--no-store")
+    # The guest holds back some old versions, which the mirrors may have let go.
+    assert first.returncode in (0, MISSING), first.stderr
+    if first.returncode == MISSING:
+        report = run_vmpack.json(
+            "unpack", pack.thin, "--output", disk, "--from", f"pack:{pack.full}", "--no-store"
+        )
+        found = report["content_bytes"] - content_bytes(report, f"pack:{pack.full}")
+        assert report["resumed_bytes"] == found
+        assert found > 0.8 * report["content_bytes"], report
     prove(run_vmpack, disk, pack)
 
 

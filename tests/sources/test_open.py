@@ -34,7 +34,7 @@ def mirror(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "web").mkdir()
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/demo/"
         server.shutdown()

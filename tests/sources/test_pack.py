@@ -17,7 +17,7 @@ from packer.artifact.layout.open import open_layout
 from packer.artifact.layout.tar import TarLayout
 from packer.artifact.opened import OpenedPack
 from packer.artifact.zstd import compress
-from packer.sources.base import Bytes, SourceError, Wanted
+from packer.sources.base import Bytes, Piece, SourceError, Wanted
 from packer.sources.pack import PackSource
 from tests.artifact.make import contents_of
 from tests.artifact.real_packs import MIB, hints_of, no_hints, write_pack
@@ -177,10 +177,9 @@ def test_a_bundle_that_ends_too_early_is_an_error_and_what_came_before_stands(
     os.truncate(three.blobs[2], three.blobs[2].stat().st_size - 1)
     source = three.source()
     rows = source.find(wanted(three.contents), deep=False).rows
-    pieces = []
+    pieces: list[Piece] = []
     with pytest.raises(SourceError, match="blob sha256:") as caught:
-        for piece in source.fetch(rows):
-            pieces.append(piece)
+        pieces.extend(source.fetch(rows))
     assert caught.value.hint
     assert [(piece.row, piece.block) for piece in pieces if isinstance(piece, Bytes)] == [
         (0, 0),

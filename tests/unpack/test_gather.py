@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from packer.artifact.contents import Class
 from packer.sources.base import Offers, SourceError, Wanted
+from packer.unpack.dry_run import dry_run
 from packer.unpack.gather import DEEP_SEARCH_BYTES, MOST_TRIES, Gathering, gather
-from tests.artifact.real_packs import no_hints
+from tests.artifact.real_packs import no_hints, write_pack
 from tests.unpack.simulated import (
     CLASSES,
     DATA,
@@ -106,7 +108,8 @@ def test_sources_are_asked_in_the_order_of_preference(bench: Bench) -> None:
     first, second = Simulated("a:"), Simulated("b:")
     fill(bench, Simulated("pack:", NOTHING), first, second)
     assert first.fetched == [ALL]
-    assert second.asked == second.fetched == []
+    assert second.asked == []
+    assert second.fetched == []
 
 
 def test_the_network_is_not_asked_when_nothing_is_missing(bench: Bench) -> None:
@@ -202,6 +205,7 @@ def test_asking_a_source_again_does_not_forget_what_else_it_has_offered(bench: B
     liar = Simulated("https://liar/", {3: numbered(SIZES[3], 60)}, local=False, cost=1)
     gathering = fill(bench, Simulated("pack:", some(0, 1, 4, 5)), fickle, liar)
     assert gathering.missing.tolist() == []
+    assert not any(deep for _, deep in fickle.asked)  # it was not found again only by a search
 
 
 def test_trees_are_searched_only_when_all_have_been_asked_quickly(bench: Bench) -> None:
@@ -310,6 +314,21 @@ def test_any_crowd_of_sources_gives_the_right_disk_or_names_what_is_missing(
     finally:
         bench.close()
         bench.output.discard()
+
+
+def test_a_dry_run_goes_on_when_a_source_breaks(tmp_path: Path) -> None:
+    with write_pack(tmp_path / "a.vmpack", DATA, CLASSES, carried=[Class.BOOT]) as pack:
+        broken = Simulated("cut:", twist=breaks_after(0))
+        plan = dry_run(pack, [broken, Simulated("good:", some(1, 2, 3))])
+    assert [uri for uri, *_ in plan.steps] == ["good:", f"pack:{tmp_path}/a.vmpack"]
+    assert [name for name, _, _ in plan.missing] == [pack.map.contents.name(n) for n in (4, 5)]
+
+
+def test_a_dry_run_counts_on_what_a_mirror_has_once_its_lists_are_there(tmp_path: Path) -> None:
+    with write_pack(tmp_path / "a.vmpack", DATA, CLASSES, carried=[Class.BOOT]) as pack:
+        plan = dry_run(pack, [Deep("apt:", some(1, 2, 3, 4, 5), local=False, cost=7)])
+    assert plan.missing == ()
+    assert plan.steps[-1] == ("apt:", 5, sum(SIZES[1:]), 35)
 
 
 def test_the_sample_has_contents_of_every_class() -> None:

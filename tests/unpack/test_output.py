@@ -1,4 +1,4 @@
-"""The partial file: one writer, nothing under the final name before it is right, resumed if left."""
+"""The partial file: one writer, nothing under the final name before it is right; resumed."""
 
 from __future__ import annotations
 

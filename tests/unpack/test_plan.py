@@ -85,6 +85,14 @@ def test_a_source_that_has_all_for_less_than_the_sum_of_bargains_is_preferred() 
     assert plan.cost_bytes == (10, 0, 0)
 
 
+def test_a_package_of_which_others_supply_a_part_is_weighed_by_what_is_left() -> None:
+    """Once 0 is had for 4, the package's 10 bytes are for 1 alone, which another has for 6."""
+    package = offers((0, 0, 0), (1, 0, 0), groups=(10,))
+    rest = [offers((0, 4, NO_GROUP)), offers((1, 6, NO_GROUP)), offers((2, 1, NO_GROUP))]
+    plan = choose(column(0, 1, 2), column(10, 10, 10), [package, *rest])
+    assert plan.cost_bytes == (0, 4, 6, 1)
+
+
 @st.composite
 def questions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[Offers]]:
     count = draw(st.integers(1, 6))
