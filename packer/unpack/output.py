@@ -36,8 +36,8 @@ class Output:
         self._cloner = Cloner()
         if path.is_dir():
             raise UsageError(f"{path}: is a folder; name the file to write")
-        if path.exists() and not force:
-            raise UsageError(f"{path}: exists already", hint="--force replaces it")
+        self._force = force
+        self._refuse_existing()
         try:
             self.fd = os.open(self.partial, _OPEN_FLAGS, 0o666)
         except OSError as error:
@@ -118,12 +118,17 @@ class Output:
         self.discard()
 
     def _rename(self, finished: Path, fd: int) -> None:
+        self._refuse_existing()  # somebody else's disk may have got the name meanwhile
         try:
             os.fsync(fd)
             finished.replace(self.path)
             sync_directory(self.path.parent)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
+
+    def _refuse_existing(self) -> None:
+        if self.path.exists() and not self._force:
+            raise UsageError(f"{self.path}: exists already", hint="--force replaces it")
 
     def discard(self) -> None:
         """Remove the partial file."""

@@ -251,3 +251,12 @@ def test_an_error_of_the_system_keeps_its_number_as_cause(tmp_path: Path) -> Non
         Output(tmp_path / "nowhere" / "disk", 10)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOENT
+
+
+def test_a_disk_that_got_the_name_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    with Output(path, 4096) as output:
+        path.write_bytes(b"another one's")
+        with pytest.raises(UsageError, match="exists already"):
+            output.commit()
+    assert path.read_bytes() == b"another one's"
