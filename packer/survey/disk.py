@@ -21,7 +21,7 @@ from packer.survey import child, in_use, references, wire
 from packer.survey.block_devices import sectors_written
 from packer.survey.child import ChildError, clean_text
 from packer.survey.limits import Limits
-from packer.survey.qemu_nbd import QemuNbd
+from packer.survey.qemu_nbd import QemuNbd, demand_complete
 from packer.transport.nbd import NbdSource
 
 NBD_SCHEMES = ("nbd://", "nbd+unix://")
@@ -210,6 +210,7 @@ class _Opener:
         extents = [self._extent(name) for name in reply.files]
         server = QemuNbd(self.path, container, force_share=self.allow_in_use)
         self.stack.callback(server.close)
+        demand_complete(self.path, container, (self.path, *extents))
         files = (self.path, *extents)
         return self._disk(container, server.source, wire.NbdExport(server.uri), files, ())
 

@@ -8,8 +8,11 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
+
+import msgspec
 
 from packer.errors import InputError
 from packer.survey.child import bare_environment, clean_text, import_path, interpreter_running
@@ -134,6 +137,77 @@ class QemuNbd:
             self._process.wait(STOP_SECONDS)
         os.close(self._messages)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def demand_complete(path: Path, container: str, files: Sequence[Path]) -> None:
+    """Raise InputError when an image refers to bytes behind the end of its files.
+
+    qemu serves such bytes as zeros and says nothing: a download that was cut short would be
+    packed as a disk with holes in it. `qemu-img check` notices some of them, the offsets that
+    `qemu-img map` lists show the rest where clusters are not compressed.
+    files: all files that the image consists of. Not every driver can do both.
+    """
+    program = shutil.which("qemu-img")
+    if program is None:
+        raise InputError(
+            f"{path} is a {container} image, which is checked with qemu-img before it is read",
+            hint="install qemu-img (package qemu-utils on Debian and Ubuntu)",
+        )
+    image = _image(path, container, force_share=True)
+    checked = _told(program, "check", "--output=json", "-U", image)
+    if checked.returncode not in _CHECK_PASSED:
+        words = checked.stderr.decode("utf-8", "replace").split()
+        raise _incomplete(path, clean_text(" ".join(words)))
+    mapped = _told(program, "map", "--output=json", "-U", image)
+    if mapped.returncode:
+        raise _incomplete(path, "its map cannot be read")
+    try:
+        pieces = _map_decoder.decode(mapped.stdout)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: what qemu-img says of it cannot be read: {error}") from error
+    longest = max(file.stat().st_size for file in files)
+    reach = max((one.offset + one.length for one in pieces if one.offset is not None), default=0)
+    if reach > longest:
+        raise _incomplete(path, f"expected at least {reach} bytes, found {longest}")
+
+
+class _MapPiece(msgspec.Struct, frozen=True):
+    length: int
+    offset: int | None = None
+
+
+_map_decoder = msgspec.json.Decoder(list[_MapPiece])
+_CHECK_PASSED = (0, 3, 63)
+"""Exit codes of `qemu-img check`: sound, leaked clusters only, a driver that cannot check."""
+_CHECK_SECONDS = 600
+
+
+def _told(program: str, verb: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run qemu-img under the limits of a parser and return what it said, bounded."""
+    with tempfile.TemporaryFile() as said:
+        command = interpreter_running(_BOOT, *import_path(), "--", program, verb, *arguments)
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                env=bare_environment(),
+                timeout=_CHECK_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise InputError(f"qemu-img {verb} took more than {_CHECK_SECONDS} s") from error
+        said.seek(0)
+        words = said.read(_MESSAGE_BYTES)
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout, words)
+
+
+def _incomplete(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"{path} is damaged or cut short: {reason}",
+        hint="copy it again; `qemu-img check` says more about it",
+    )
 
 
 def _image(path: Path, container: str, force_share: bool) -> str:

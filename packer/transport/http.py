@@ -93,7 +93,11 @@ class _Attempts:
             raise TransportError(f"{visible(self.url)}: stopped") from error
 
 
-Found = list[tuple[int, bytes]]
+PIECES_AHEAD = 2
+"""How many pieces a connection may be ahead of who takes them."""
+
+Found = tuple[int, bytes] | None
+"""(row, bytes), or None at the end of a group."""
 
 
 class Client:
@@ -316,7 +320,7 @@ class Client:
         for number, group in enumerate(groups):
             todo.put((group, body if number == 0 else None))
         # Bounded, so that a slow taker holds the threads back instead of filling memory.
-        done: queue.Queue[Found | TransportError] = queue.Queue(self.connections)
+        done: queue.Queue[Found | TransportError] = queue.Queue(PIECES_AHEAD * self.connections)
 
         def work() -> None:
             while not call.stopped.is_set():
@@ -325,7 +329,10 @@ class Client:
                 except queue.Empty:
                     return
                 try:
-                    _put(done, list(self._one_pass(url, group, opened, call)), call)
+                    # Piece by piece: who is killed keeps all that has come to its end.
+                    for piece in self._one_pass(url, group, opened, call):
+                        _put(done, piece, call)
+                    _put(done, None, call)
                 except TransportError as error:
                     _put(done, error, call)
                     return
@@ -336,11 +343,15 @@ class Client:
         for thread in threads:
             thread.start()
         try:
-            for _ in groups:
+            ended = 0
+            while ended < len(groups):
                 found = _take(done, threads, url)
                 if isinstance(found, TransportError):
                     raise found
-                yield from found
+                if found is None:
+                    ended += 1
+                else:
+                    yield found
         finally:
             call.stop()
             deadline = time.monotonic() + END_SECONDS

@@ -20,9 +20,9 @@ from tests.round_trip.small import make_disk, write_files
 
 MIB = 1 << 20
 MOMENTS = 20
-UNDER_WAY = 4 * 8 * MIB + 2 * MIB
-"""What can have been sent and is not yet in the disk: four connections, each with one request for
-neighbours of up to 8 MiB together, and the buffers behind them."""
+UNDER_WAY = 12 * MIB
+"""What can have been sent and is not yet in the disk: four connections, each two pieces of up to
+1 MiB ahead and one in the making."""
 
 BYTES_PER_SECOND = 40e6
 
@@ -189,7 +189,7 @@ def test_two_unpacks_to_one_name_do_not_disturb_each_other(
     run_vmpack: Vmpack, medium: Path, whole_bytes: int, room: Path
 ) -> None:
     disk = room / "rebuilt.raw"
-    with mirror(medium, bytes_per_second=BYTES_PER_SECOND) as one:
+    with mirror(medium, bytes_per_second=BYTES_PER_SECOND / 4) as one:
         first = run_vmpack.start(*arguments(one, disk))
         one.wait_until_sent(whole_bytes // 4)
         refused(run_vmpack(*arguments(one, disk)), 6, str(disk), output=disk)
