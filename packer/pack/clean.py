@@ -289,7 +289,15 @@ def _parse_stats(text: str) -> list[Stat]:
 @contextmanager
 def _launched(program: str, overlay: Path) -> Iterator[Guestfish]:
     """Start the appliance: as the user's environment says, else with KVM, else without it."""
-    environment = {**os.environ, "LIBGUESTFS_TMPDIR": str(overlay.parent)}
+    # All that is temporary lies beside the overlay and goes with it; the appliance, which takes
+    # long to make and serves the next time, stays where libguestfs would keep it anyway.
+    kept = os.environ.get("LIBGUESTFS_CACHEDIR") or os.environ.get("TMPDIR") or "/var/tmp"
+    environment = {
+        **os.environ,
+        "TMPDIR": str(overlay.parent),
+        "LIBGUESTFS_TMPDIR": str(overlay.parent),
+        "LIBGUESTFS_CACHEDIR": kept,
+    }
     # The other backend, libvirt, runs qemu as a user who may not read these files.
     environment.setdefault("LIBGUESTFS_BACKEND", "direct")
     free = environment["LIBGUESTFS_BACKEND"] == "direct" and _SETTINGS not in environment

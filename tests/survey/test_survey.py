@@ -3,12 +3,15 @@ from __future__ import annotations
 import random
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fixtures.guests import build
 from formats.ranges import intersect, overlap_of_sorted, total, union
 from formats.source import Memory
 from packer.errors import InputError
@@ -366,26 +369,32 @@ def test_a_disk_with_random_damage_is_surveyed_or_refused(tmp_path: Path, seed: 
         surveyed(path)
 
 
-@pytest.mark.slow
-def test_a_million_files_fit_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "WORKER", "tests.survey.large_worker")
-    path = disks.empty(tmp_path / "large.raw", 5 << 30)
-    disks.write_at(path, 0, disks.ext4(tmp_path)[:2048])
+def survey_a_million_files(path: Path) -> tuple[int, tuple[str, ...], int]:
+    """Return (files, warnings, peak KiB of the largest child), in a process of its own.
+
+    The kernel keeps one peak for all children that a process ever had.
+    """
+    child.WORKER = "tests.survey.large_worker"
     with open_disk(path) as disk:
         found = survey(disk, limits=Limits(memory_bytes=1 << 30))
-    assert found.warnings == ()
-    assert len(found.name) == len(found.inode) == 1_000_000
-    largest_child_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    assert largest_child_kib < 700 << 10
+    assert len(found.name) == len(found.inode)
+    return len(found.name), found.warnings, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+
+
+@pytest.mark.slow
+def test_a_million_files_fit_the_limit(tmp_path: Path) -> None:
+    path = disks.empty(tmp_path / "large.raw", 5 << 30)
+    disks.write_at(path, 0, disks.ext4(tmp_path)[:2048])
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        files, warnings, peak_kib = pool.submit(survey_a_million_files, path).result()
+    assert (files, warnings) == (1_000_000, ())
+    assert peak_kib < 700 << 10
 
 
 @pytest.mark.guest
 @pytest.mark.parametrize("name", ["debian-bios", "debian-uefi"])
 def test_a_real_guest_is_surveyed(name: str) -> None:
-    path = Path(__file__).parents[2] / "build" / "guests" / f"{name}.raw"
-    if not path.exists():
-        pytest.skip("this guest has not been built")
-    found = surveyed(path)
+    found = surveyed(build(name))
     assert "ext4" in {one.kind for one in found.volumes}
     assert all(one.state == "clean" for one in found.volumes)
     assert found.warnings == ()
