@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ from packer.text import format_bytes
 from packer.unpack.unpack import carrier_of
 
 ROUNDS = 5
+FREE_SECONDS = 5
+"""XFS gives the blocks of a removed file back in the background."""
+
 XFS_BYTES = 24 << 30
 
 
@@ -64,6 +68,7 @@ def _shared_blocks(bench: Bench, shared: Path) -> None:
     )
     theirs.unlink()
     disk.unlink()
+    time.sleep(FREE_SECONDS)
     before = used_bytes(shared)
     run(unpack, sync=shared)
     grown = used_bytes(shared) - before
