@@ -121,6 +121,7 @@ def _unpack(bench: Bench, disk: Path, host: Path) -> list[str]:
 def _fetched(bench: Bench) -> None:
     """What an unpack with this host's own files fetches, against what it truly lacks."""
     mirror = bench.work / "mirror"
+    mirror.mkdir()
     run(bench.vmpack("copy", bench.pack, "--full", f"{mirror}/demo/", "--force", "--quiet"))
     disk = bench.work / "fetched.raw"
     with nginx(mirror, bench.work / "nginx") as url:
