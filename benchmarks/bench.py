@@ -59,6 +59,6 @@ def timed(command: Command, folder: Path, fresh: Path | None = None) -> Callable
     def once() -> float:
         if fresh is not None:
             fresh.unlink(missing_ok=True)
-        return run(command, sync=folder).seconds
+        return run(command, sync=folder)
 
     return once

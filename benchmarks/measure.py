@@ -41,10 +41,11 @@ class Row:
         return "met" if self.ratio <= self.aim else "MISSED"
 
 
-def run(command: Command, *, sync: Path | None = None) -> Run:
-    """Run a command to its end; writing back what it wrote below `sync` is part of its time.
+def run(command: Command, *, sync: Path | None = None) -> float:
+    """Run a command to its end and return its wall seconds.
 
-    Raises CalledProcessError, with what it said, when it fails.
+    sync: writing back what was written below this folder is part of the time. Raises
+    CalledProcessError, with what it said, when it fails.
     """
     words = [str(word) for word in command]
     started = time.monotonic()
@@ -54,7 +55,7 @@ def run(command: Command, *, sync: Path | None = None) -> Run:
         raise subprocess.CalledProcessError(process.returncode, words, out, err)
     if sync is not None:
         subprocess.run(["sync", "-f", str(sync)], check=True)
-    return Run(time.monotonic() - started, 0)
+    return time.monotonic() - started
 
 
 def run_measured(command: Command) -> Run:

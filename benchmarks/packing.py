@@ -54,7 +54,7 @@ def measure_packing(bench: Bench) -> None:
             against=f"zstd -3 --long=27 -T2 ({other:.1f} s)",
             aim=aim,
         )
-    seconds = run(slow, sync=work).seconds if bench.slow else 0.0
+    seconds = run(slow, sync=work) if bench.slow else 0.0
     best = (work / "19.zst").stat().st_size if bench.slow else None
     for what, path, aim in (
         ("thin pack", bench.thin, 0.27 if bench.name == "debian-bios" else 0.08),
@@ -85,7 +85,7 @@ def measure_packing(bench: Bench) -> None:
         bench.image,
         work / "c.qcow2",
     ]
-    seconds = run(convert, sync=work).seconds
+    seconds = run(convert, sync=work)
     size = (work / "c.qcow2").stat().st_size
     bench.add("qemu-img convert -c", f"{format_bytes(size)}, {seconds:.1f} s", words_of(convert))
     store = work / "casync.castr"
@@ -96,6 +96,6 @@ def measure_packing(bench: Bench) -> None:
         work / "disk.caibx",
         bench.image,
     ]
-    seconds = run(casync, sync=work).seconds
+    seconds = run(casync, sync=work)
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     bench.add("casync make", f"{format_bytes(size)}, {seconds:.1f} s", words_of(casync))
