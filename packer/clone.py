@@ -53,15 +53,14 @@ class Cloner:
         length: at least 1, because the kernel takes 0 for all that follows.
         Raises OSError for what ails the target (ENOSPC, EDQUOT, EIO).
         """
-        device = os.fstat(source_fd).st_dev
-        if device in self._refused_devices:
+        if self._refused_devices and os.fstat(source_fd).st_dev in self._refused_devices:
             return False
         request = _RANGE.pack(source_fd, offset, length, target_offset)
         try:
             fcntl.ioctl(target_fd, FICLONERANGE, request)
         except OSError as error:
             if error.errno in _NO_BLOCKS_OF_THIS_DEVICE:
-                self._refused_devices.add(device)
+                self._refused_devices.add(os.fstat(source_fd).st_dev)
             elif error.errno not in _NOT_THIS_RANGE:
                 raise
             return False

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from tqdm import tqdm
-
 BAR_FORMAT = "{desc} {bar} {percentage:3.0f}%  {n_fmt}/{total_fmt}B  {rate_fmt}  {remaining} left"
+ENDLESS_FORMAT = "{desc} …"
+USUAL_SIZE = (80, 24)
+"""Columns and rows of a terminal that does not tell: a serial console says 0 and 0."""
+
 Advance = Callable[[int], None]
 
 
@@ -17,7 +21,10 @@ class Progress(Protocol):
     """Something that can be told about stages of work."""
 
     def stage(self, title: str, total_bytes: int) -> AbstractContextManager[Advance]:
-        """Enter a stage of that many bytes; call what comes back with the bytes done since."""
+        """Enter a stage of that many bytes; call what comes back with the bytes done since.
+
+        total_bytes: 0 where nobody can tell. Any thread may call.
+        """
 
 
 class Silent:
@@ -35,19 +42,27 @@ class Bars:
     @contextmanager
     def stage(self, title: str, total_bytes: int) -> Iterator[Advance]:
         """Enter a stage."""
+        from tqdm import tqdm  # here: a run without bars does without its time to load
+
+        lock = threading.Lock()  # tqdm adds without one
+        told = all(os.get_terminal_size(sys.stderr.fileno()))
+        columns, rows = (None, None) if told else USUAL_SIZE
         with tqdm(
             total=total_bytes,
             desc=title,
             unit="B",
             unit_scale=True,
             leave=False,
-            dynamic_ncols=True,
+            dynamic_ncols=told,
+            ncols=columns,
+            nrows=rows,
             file=sys.stderr,
-            bar_format=BAR_FORMAT,
+            bar_format=BAR_FORMAT if total_bytes else ENDLESS_FORMAT,
         ) as bar:
 
             def advance(done_bytes: int) -> None:
-                bar.update(done_bytes)
+                with lock:
+                    bar.update(done_bytes)
 
             yield advance
 

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -75,13 +75,15 @@ def as_nobody(work: Callable[[], None]) -> None:
 
 
 @contextmanager
-def sharing_file_system(folder: Path) -> Iterator[Path]:
-    """An XFS mounted below a folder: files can share blocks there."""
-    image, point = folder / "xfs.img", folder / "xfs"
+def sharing_file_system(
+    folder: Path, maker: Sequence[str] = ("mkfs.xfs", "-q", "-m", "reflink=1")
+) -> Iterator[Path]:
+    """A file system mounted below a folder on which files can share blocks."""
+    image, point = folder / "sharing.img", folder / "sharing"
     with image.open("wb") as file:
         file.truncate(400 << 20)
     point.mkdir()
-    run("mkfs.xfs", "-q", "-m", "reflink=1", image)
+    run(*maker, image)
     run("mount", "-o", "loop", image, point)
     try:
         yield point

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,27 +135,33 @@ class DirectorySource:
             found = self._candidates.of(rows)
         if len(found.row) == 0:
             return
+        # As lists: taking single numbers out of arrays costs more than opening a file.
+        path, key = found.files.path, [tuple(one) for one in found.keys().tolist()]
         first = np.flatnonzero(np.diff(found.row, prepend=-1))
         end = dict(zip(first.tolist(), [*first[1:].tolist(), len(found.row)], strict=True))
         opener = Opener(self._tree)
         try:
-            for place in sorted(end, key=found.files.path.__getitem__):
-                yield from self._open_first(opener, found, range(place, end[place]))
+            for place in sorted(end, key=path.__getitem__):
+                candidates = range(place, end[place])
+                yield from self._open_first(opener, ((path[one], key[one]) for one in candidates))
         finally:
             opener.close()
 
-    def _open_first(self, opener: Opener, found: _Candidates, places: range) -> Iterator[FileRange]:
-        for place in places:
-            stamp = tuple(found.files.stamp[place].tolist())
-            fd = opener.open(found.files.path[place], stamp)
+    def _open_first(
+        self, opener: Opener, candidates: Iterable[tuple[str, tuple[int, ...]]]
+    ) -> Iterator[FileRange]:
+        """Yield the range of the first candidate, (path, row of keys), that is as it was."""
+        for path, key in candidates:
+            row, start, *stamp = key
+            state = tuple(stamp)
+            fd = opener.open(path, state)
             if fd is None:
                 continue
-            row, start = int(found.row[place]), int(found.start[place])
             try:
                 yield FileRange(row, fd, start)
-                if stamp_of(os.fstat(fd)) == stamp:
+                if stamp_of(os.fstat(fd)) == state:
                     with self._lock:
-                        self._served.extend((row, start, *stamp))
+                        self._served.extend(key)
             finally:
                 os.close(fd)
             return

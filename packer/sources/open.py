@@ -9,7 +9,6 @@ from typing import Self
 from packer import host
 from packer.artifact.layout.base import Layout
 from packer.artifact.layout.open import open_layout
-from packer.artifact.layout.web import WebLayout
 from packer.artifact.opened import OpenedPack
 from packer.errors import Error, UsageError
 from packer.sources.apt import AptSource
@@ -20,7 +19,6 @@ from packer.sources.disk import DiskSource
 from packer.sources.memory import Memory
 from packer.sources.pack import PackSource
 from packer.sources.store import Store
-from packer.transport.response import visible
 
 NETWORK_SCHEMES = ("https", "http", "apt")
 """What a pack may recommend by itself: nothing that names a path of this host."""
@@ -39,6 +37,9 @@ def open_pack(location: str) -> OpenedPack:
 def open_layout_at(location: str) -> Layout:
     """Return the layout at a path or URL."""
     if location.startswith(("https://", "http://")):
+        # Here, because the HTTP libraries take as long to load as all the rest.
+        from packer.artifact.layout.web import WebLayout
+
         return WebLayout(location)
     return open_layout(location.removeprefix("pack:"))
 
@@ -86,6 +87,8 @@ class SourceOpener:
         """Return one source. Raises UsageError and Error as `open_all` does."""
         kind, colon, rest = uri.partition(":")
         if kind in ("https", "http"):
+            from packer.transport.response import visible
+
             return self._keep([self._other_pack(visible(uri), uri)])[0]
         makers: dict[str, Callable[[str], Source]] = {
             "store": lambda folder: Store(Path(folder)) if folder else self._store,

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packer.artifact.contents import DIGEST_BYTES
+from packer.mounts import file_system_type
 from packer.sources.base import SourceError
 from packer.sources.memory import Memory, Stamps, as_stamps, hash_range, stamp_of
 
@@ -92,7 +93,7 @@ class Tree:
     def _check_root(self, explicit: bool) -> None:
         status = os.fstat(self.fd)
         self._device = status.st_dev
-        kind = _file_system_type(self.fd)
+        kind = file_system_type(self.fd)
         self._files_elsewhere = kind == "overlay"  # its files may keep their layer's device number
         if not status.st_mode & stat.S_IXOTH:
             raise SourceError(
@@ -269,17 +270,13 @@ class Opener:
         self._fds: list[int] = []
 
     def open(self, path: str, stamp: tuple[int, ...]) -> int | None:
-        """Return a descriptor of the file if it is still in the state that the stamp tells.
-
-        The status is compared before opening as well: opening a device can do something.
-        """
+        """Return a descriptor of the file if it is still in the state that the stamp tells."""
         *folders, name = path[1:].split("/")
         try:
             folder = self._enter(folders)
             if folder is None:
                 return None
-            if not self._is(os.stat(name, dir_fd=folder, follow_symlinks=False), stamp):
-                return None
+            # Was a regular file when it was looked up; only root could make it a device since.
             fd = os.open(name, _FILE_FLAGS, dir_fd=folder)
         except OSError as error:
             _raise_if_exhausted(self._tree.root, error)
@@ -377,25 +374,6 @@ def _batches(rows: Rows, length: Rows) -> list[Rows]:
     by_files = np.arange(len(rows)) // BATCH_FILES
     cuts = np.flatnonzero((np.diff(by_bytes) > 0) | (np.diff(by_files) > 0)) + 1
     return [part.astype(np.int64) for part in np.split(rows, cuts)]
-
-
-def _file_system_type(fd: int) -> str:
-    """Return the type of the file system that an open file lies on, "" when it cannot be told.
-
-    By mount ID (proc(5): /proc/PID/fdinfo, /proc/PID/mountinfo): device numbers of btrfs and
-    overlay are not those of their mounts, and mounts may cover each other.
-    """
-    try:
-        information = Path(f"/proc/self/fdinfo/{fd}").read_text("ascii").splitlines()
-        mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    except OSError:
-        return ""
-    fields = dict(line.split(":", 1) for line in information if ":" in line)
-    identifier = fields.get("mnt_id", "").strip().encode()
-    for mount in mounts:
-        if mount.split(b" ", 1)[0] == identifier:
-            return mount.partition(b" - ")[2].split(b" ")[0].decode("ascii", "replace")
-    return ""
 
 
 def _raise_if_exhausted(root: Path, error: OSError) -> None:

@@ -1,8 +1,8 @@
 """Write contents into their ranges and prove each piece by its digest.
 
-Bytes that are copied are hashed in memory before they are written; blocks that are shared are
-shared first and hashed as the output holds them, because the file they come from may change at
-any moment. So a wrong byte is never left behind as done.
+Bytes that are copied are hashed in memory before they are written. Blocks that are shared are
+shared first and hashed afterwards: in the file they come from if its times prove that it has not
+changed since, else as the output holds them. So a wrong byte is never left behind as done.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -26,12 +26,11 @@ from packer.sources.base import Bytes, FileRange, Piece, Source, SourceError
 from packer.sources.store import Store
 from packer.unpack.output import Output
 from packer.unpack.places import Places
+from packer.unpack.settled import is_still, settled_state
 
 Rows = NDArray[np.int64]
 CHUNK_BYTES = 16 << 20
 CHUNK_ROWS = 512
-SMALLEST_CLONE_BYTES = 2 * CLONE_UNIT_BYTES
-"""Below this, copying is cheaper than asking the file system to share blocks."""
 
 
 class Assembler:
@@ -44,15 +43,17 @@ class Assembler:
         self._jobs = jobs
         count = np.maximum(1, np.diff(disk_map.contents.block_start))
         first = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
-        self._first_piece: NDArray[np.int64] = first
-        self._proven = np.zeros(int(first[-1]), dtype=bool)
+        self._first_piece: list[int] = first.tolist()
+        self._proven = bytearray(self._first_piece[-1])
+        """One byte a piece, 1 when it is in place."""
         self._lock = threading.Lock()
 
     def missing(self) -> Rows:
         """Return the contents that are not wholly proven yet, sorted."""
         if len(self._proven) == 0:
             return np.empty(0, dtype=np.int64)
-        whole = np.logical_and.reduceat(self._proven, self._first_piece[:-1])
+        proven = np.frombuffer(self._proven, dtype=bool)
+        whole = np.logical_and.reduceat(proven, self._first_piece[:-1])
         return np.flatnonzero(~whole)
 
     def take_up(self, advance: Advance) -> int:
@@ -85,18 +86,11 @@ class Assembler:
         proven = _Counter(advance)
 
         def take(chunk: Rows) -> None:
-            shared: list[int] = []
             try:
                 for piece in self._pieces(source, chunk):
-                    if isinstance(piece, FileRange) and self._clone(piece):
-                        shared.append(piece.row)
-                    else:
-                        proven.add(self._place(piece))
+                    proven.add(self._place(piece))
             except SourceError as error:
                 complaints.append(str(error))
-            # Meanwhile the kernel reads ahead what was shared.
-            for row in shared:
-                proven.add(self._prove(row))
 
         if source.local:
             self._each_chunk(rows, take)
@@ -148,9 +142,11 @@ class Assembler:
         for piece in source.fetch(rows):
             if piece.row not in asked:
                 continue
-            first, end = self._first_piece[piece.row : piece.row + 2].tolist()
-            if isinstance(piece, FileRange) or 0 <= piece.block < end - first:
+            if isinstance(piece, FileRange) or 0 <= piece.block < self._pieces_of(piece.row):
                 yield piece
+
+    def _pieces_of(self, row: int) -> int:
+        return self._first_piece[row + 1] - self._first_piece[row]
 
     def _each_chunk(self, rows: Rows, work: Callable[[Rows], None]) -> None:
         """Do work on the rows in groups small enough to keep every thread busy."""
@@ -167,10 +163,11 @@ class Assembler:
         """Put one piece in place; return how many bytes of content it proved (0: it was wrong)."""
         if isinstance(piece, Bytes):
             return self._place_bytes(piece.row, piece.block, piece.data)
-        return self._copy_file(piece)
+        shared = self._share(piece)
+        return self._copy_file(piece) if shared is None else shared
 
     def _place_bytes(self, row: int, block: int, data: bytes | memoryview) -> int:
-        number = int(self._first_piece[row]) + block
+        number = self._first_piece[row] + block
         start = block * BLOCK_BYTES
         expected = min(BLOCK_BYTES, self.places.sizes[row] - start)
         if self._proven[number] or len(data) != expected:
@@ -192,33 +189,57 @@ class Assembler:
             proven += self._place_bytes(piece.row, block, data)
         return proven
 
-    def _clone(self, piece: FileRange) -> bool:
-        """Share the whole blocks of a content's ranges; copy what is left of the last one.
+    def _share(self, piece: FileRange) -> int | None:
+        """Share the whole blocks of a content's ranges, copy what is left of the last one, prove.
 
-        False when it has to be copied; never done to a content of which a part is proven already,
-        because what is shared is not compared before it replaces what is there.
+        Returns how many bytes of content that proved; None when it has to be copied. Never done to
+        a content of which a part is proven already, because what is shared is not compared before
+        it replaces what is there.
         """
-        first, end = self._first_piece[piece.row : piece.row + 2].tolist()
-        if self._proven[first:end].any():
-            return False
+        first, end = self._first_piece[piece.row : piece.row + 2]
         size = self.places.sizes[piece.row]
+        if size < CLONE_UNIT_BYTES or 1 in self._proven[first:end]:
+            return None
         targets = list(self.places.targets(piece.row, 0, size))
-        if size < SMALLEST_CLONE_BYTES or any(
+        if any(
             (piece.offset + low) % CLONE_UNIT_BYTES or target % CLONE_UNIT_BYTES
             for target, low, _ in targets
         ):
-            return False
+            return None
+        state = settled_state(piece.fd) if self.output.keeps_times else None
+        tails: list[tuple[int, int, int]] = []
         for target, low, high in targets:
             body = (high - low) // CLONE_UNIT_BYTES * CLONE_UNIT_BYTES
             if body and not self.output.clone(piece.fd, piece.offset + low, target, body):
-                return False
+                return None
             if low + body < high:
-                try:
-                    tail = os.pread(piece.fd, high - low - body, piece.offset + low + body)
-                except OSError:
-                    return False
-                self.output.pwrite(target + body, tail)
-        return True
+                tails.append((target + body, low + body, high))
+        right = self._read_shared(piece, tails)
+        if state is not None and is_still(piece.fd, state):
+            return sum(self._mark(first + block, length) for block, length in right)
+        return self._prove(piece.row)
+
+    def _read_shared(
+        self, piece: FileRange, tails: Sequence[tuple[int, int, int]]
+    ) -> list[tuple[int, int]]:
+        """Read a file whose blocks are shared by now; return (block, bytes) of what is right in it.
+
+        tails: (disk offset, low, high) of what could not be shared; it is written from what is
+        read.
+        """
+        right = []
+        for block, start, end in self.places.blocks(piece.row):
+            try:
+                data = os.pread(piece.fd, end - start, piece.offset + start)
+            except OSError:
+                break  # the medium gave up; another source is asked for the rest
+            if hashlib.sha256(data).digest() == self.places.digest(piece.row, block):
+                right.append((block, end - start))
+            for target, low, high in tails:
+                part = data[max(low - start, 0) : max(high - start, 0)]
+                if part:
+                    self.output.pwrite(target + max(start - low, 0), part)
+        return right
 
     def _prove_all(self, rows: Rows, proven: _Counter) -> None:
         for row in rows.tolist():
@@ -229,14 +250,14 @@ class Assembler:
         proven = 0
         for block, start, end in self.places.blocks(row):
             if self.places.held(self.output.pread, row, block, start, end):
-                proven += self._mark(int(self._first_piece[row]) + block, end - start)
+                proven += self._mark(self._first_piece[row] + block, end - start)
         return proven
 
     def _mark(self, number: int, length: int) -> int:
         with self._lock:
             if self._proven[number]:
                 return 0
-            self._proven[number] = True
+            self._proven[number] = 1
             return length
 
 

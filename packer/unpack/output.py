@@ -14,9 +14,15 @@ from formats.source import file_data_ranges
 from packer.clone import Cloner
 from packer.durable import sync_directory
 from packer.errors import Error, InUseError, UsageError
+from packer.mounts import file_system_type
+from packer.unpack import settled
 
 _FALLOC_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
+_SYNC_WRITE = 2  # SYNC_FILE_RANGE_WRITE, sync_file_range(2)
 _libc = ctypes.CDLL(None, use_errno=True)
+
+WRITE_BACK_BYTES = 32 << 20
+"""After this much was written the medium begins to take it, so that the last flush is short."""
 
 
 _OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -26,7 +32,8 @@ class Output:
     """`NAME.partial` while it is written, `NAME` after `commit`.
 
     A partial file of an earlier, interrupted run is taken up again; `resumed` tells so. Another
-    process that writes the same file is noticed by its lock.
+    process that writes the same file is noticed by its lock. keeps_times: see settled.py; files
+    whose blocks are shared lie on the same file system.
     """
 
     def __init__(self, path: Path, size: int, *, force: bool = False) -> None:
@@ -37,6 +44,7 @@ class Output:
         if path.is_dir():
             raise UsageError(f"{path}: is a folder; name the file to write")
         self._force = force
+        self._unflushed_bytes = 0
         self._refuse_existing()
         try:
             self.fd = os.open(self.partial, _OPEN_FLAGS, 0o666)
@@ -54,6 +62,7 @@ class Output:
                 hint="wait for it, or write to another name",
             ) from error
         self.resumed = os.fstat(self.fd).st_size > 0
+        self.keeps_times = file_system_type(self.fd) in settled.TYPES
         try:
             os.ftruncate(self.fd, size)
         except OSError as error:
@@ -72,6 +81,10 @@ class Output:
                 written += os.pwrite(self.fd, memoryview(data)[written:], offset + written)
         except OSError as error:
             raise _cannot_write(self.partial, error) from error
+        self._unflushed_bytes += written
+        if self._unflushed_bytes >= WRITE_BACK_BYTES:
+            self._unflushed_bytes = 0
+            self._begin_write_back()
 
     def clone(self, fd: int, offset: int, target: int, length: int) -> bool:
         """Share blocks of another file if the file system can; False when bytes must be copied.
@@ -80,12 +93,17 @@ class Output:
         system refuses to write.
         """
         try:
-            shared = self._cloner.clone_blocks(fd, offset, self.fd, target, length)
+            return self._cloner.clone_blocks(fd, offset, self.fd, target, length)
         except OSError as error:
             raise _cannot_write(self.partial, error) from error
-        if shared:  # it will be read back soon, and nobody has read it under this file yet
-            os.posix_fadvise(self.fd, target, length, os.POSIX_FADV_WILLNEED)
-        return shared
+
+    def _begin_write_back(self) -> None:
+        """Let the medium take what is written so far, without waiting; `commit` waits for it.
+
+        Its result does not matter: an error of the medium is told again by the flush.
+        """
+        whole = ctypes.c_longlong(0)  # from byte 0, with a length of 0: to the end
+        _libc.sync_file_range(self.fd, whole, whole, _SYNC_WRITE)
 
     def data_ranges(self) -> Ranges:
         """Return the parts of the partial file that are not holes."""

@@ -46,12 +46,14 @@ def choose(rows: Rows, size: NDArray[np.int64], offers: Sequence[Offers]) -> Pla
     being fetched for 20 kB when a mirror has the 20 kB. No plan costs more than one source that
     has everything: that one is taken instead.
     """
+    if len(offers) == 1:
+        return _all_of(offers[0], rows)
     wanted = set(rows.tolist())
     sizes = size.tolist()
     units = [unit for number, one in enumerate(offers) for unit in _units(number, one, wanted)]
     best = _cover(units, wanted, sizes)
     offered = {row for unit in units for row in unit.members}
-    for number in range(len(offers) if len(offers) > 1 else 0):
+    for number in range(len(offers)):
         some = [unit for unit in units if unit.source == number or unit.cost_bytes == 0]
         if len({row for unit in some for row in unit.members}) == len(offered):
             best = min(best, _cover(some, wanted, sizes), key=_cost)
@@ -65,6 +67,15 @@ def choose(rows: Rows, size: NDArray[np.int64], offers: Sequence[Offers]) -> Pla
         tuple(cost),
         np.array(sorted(wanted - offered), dtype=np.int64),
     )
+
+
+def _all_of(offers: Offers, rows: Rows) -> Plan:
+    """Return the plan of a source that is asked alone: there is nothing to weigh."""
+    chosen = np.isin(offers.rows, rows)
+    groups = np.unique(offers.group[chosen])
+    cost = offers.cost_bytes[chosen].sum() + offers.group_bytes[groups[groups >= 0]].sum()
+    missing = np.setdiff1d(rows, offers.rows)
+    return Plan((offers.rows[chosen],), (int(cost),), missing)
 
 
 _Cover = list[tuple[_Unit, list[int]]]

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from packer.artifact.map import Kind, Map
 from packer.errors import Error
 from packer.sources.base import Bytes, FileRange, Piece
 from packer.sources.store import Store
+from packer.unpack.output import Output
+from packer.unpack.settled import SETTLED_NS
 from tests.artifact.layout.media import small_medium
 from tests.artifact.make import contents_of, map_of
 from tests.artifact.real_packs import disk_of
+from tests.host import shared_bytes, sharing_file_system
 from tests.unpack.simulated import (
     DATA,
     MIB,
@@ -182,15 +186,8 @@ def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system that can share blocks."""
     if os.geteuid() != 0:
         pytest.skip("loop mounts need root")
-    folder = tmp_path_factory.mktemp("xfs")
-    image, place = folder / "image", folder / "mounted"
-    image.touch()
-    os.truncate(image, 400 << 20)
-    place.mkdir()
-    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, place], check=True)
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with sharing_file_system(tmp_path_factory.mktemp("xfs")) as place:
+        yield place
 
 
 @pytest.fixture
@@ -200,15 +197,6 @@ def sharing(xfs: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     subprocess.run(["rm", "-rf", folder], check=True)
-
-
-def shared_bytes(path: Path) -> int:
-    """How many bytes of a file share their blocks with another, by filefrag of e2fsprogs."""
-    text = subprocess.run(
-        ["filefrag", "-v", "-s", "-b1", path], check=True, capture_output=True, text=True
-    ).stdout
-    lines = [line for line in text.splitlines() if "shared" in line]
-    return sum(int(line.split(":")[3]) for line in lines)
 
 
 @pytest.mark.root
@@ -277,6 +265,40 @@ def test_a_file_that_changes_all_the_time_never_proves_a_wrong_byte(
     bench.check_proven()
     bench.place(Simulated(held=dict(enumerate(data))))
     assert bench.written() == bench.disk
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("seconds", [0, SETTLED_NS / 1e9 + 0.5], ids=["fresh", "settled"])
+def test_a_file_that_is_wrong_only_while_its_blocks_are_shared_proves_nothing(
+    make_bench: MakeBench, sharing: Path, seconds: float
+) -> None:
+    """Before and after that moment the file holds what it should: its bytes alone do not tell."""
+    source = Files(sharing / "files")
+    time.sleep(seconds)
+    bench = make_bench(sharing / "disk")
+    bench.output.close()
+    bench.output = bench.assembler.output = OutputOfAnEvilMoment(sharing / "disk", bench.disk_map)
+    bench.place(source, np.array([5], dtype=np.int64))
+    assert 5 in bench.assembler.missing()
+    bench.finish()
+
+
+class OutputOfAnEvilMoment(Output):
+    """An output for which other files are changed just before their blocks are shared, and back."""
+
+    def __init__(self, path: Path, disk_map: Map) -> None:
+        super().__init__(path, disk_map.size)
+
+    def clone(self, fd: int, offset: int, target: int, length: int) -> bool:
+        right = os.pread(fd, length, offset)
+        with open(f"/proc/self/fd/{fd}", "r+b") as file:  # noqa: PTH123 - follows to the file
+            file.seek(offset)
+            file.write(b"wrong" * (length // 5))
+        shared = super().clone(fd, offset, target, length)
+        with open(f"/proc/self/fd/{fd}", "r+b") as file:  # noqa: PTH123
+            file.seek(offset)
+            file.write(right)
+        return shared
 
 
 @pytest.mark.root
