@@ -8,6 +8,7 @@ content of 128 KiB or more has frames of its own, one for each 1 MiB block.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,16 +46,20 @@ class Frame:
     size: int
 
 
+def _column() -> array[int]:
+    return array("q")
+
+
 @dataclass(slots=True)
 class _Table:
     """The frame index while it grows."""
 
-    bundle: list[int] = field(default_factory=list)
-    stored_bytes: list[int] = field(default_factory=list)
-    frame_bytes: list[int] = field(default_factory=list)
-    content: list[int] = field(default_factory=list)
-    first_frame: list[int] = field(default_factory=list)
-    offset: list[int] = field(default_factory=list)
+    bundle: array[int] = field(default_factory=_column)
+    stored_bytes: array[int] = field(default_factory=_column)
+    frame_bytes: array[int] = field(default_factory=_column)
+    content: array[int] = field(default_factory=_column)
+    first_frame: array[int] = field(default_factory=_column)
+    offset: array[int] = field(default_factory=_column)
 
     def add(self, frame: Frame, bundle: int, stored_bytes: int, sizes: Sequence[int]) -> None:
         if frame.block == 0:
@@ -157,11 +162,10 @@ def frames_of(contents: Contents, hints: Hints, one: Class) -> Iterator[Frame]:
     mixes = one != Class.SHARED
     limit = MAX_FRAME_BYTES if mixes else SHARED_FRAME_BYTES
     sizes = contents.size.tolist()
-    origins = _origins(hints, rows)
     gathered: list[int] = []
     filled = 0
     last_origin: object = None
-    for origin, _, row in sorted(zip(*origins, strict=True)):
+    for origin, row in _by_origin(hints, rows):
         size = sizes[row]
         if size >= OWN_FRAME_BYTES:
             for block, start in enumerate(range(0, size, BLOCK_BYTES)):
@@ -177,28 +181,33 @@ def frames_of(contents: Contents, hints: Hints, one: Class) -> Iterator[Frame]:
         yield Frame(tuple(gathered), 0, filled)
 
 
-def _origins(hints: Hints, rows: NDArray[np.int64]) -> tuple[list[str], list[str], list[int]]:
-    """Return (origin, name that puts like beside like, row) of each content, as columns.
+def _by_origin(hints: Hints, rows: NDArray[np.int64]) -> Iterator[tuple[str, int]]:
+    """Yield (origin, row) of each content: by origin, then with like beside like.
 
     The origin is the package, or the folder of what no package ships; metadata has neither.
     """
-    first = np.searchsorted(hints.content, rows)
-    origins, names = [], []
-    for row, place in zip(rows.tolist(), first.tolist(), strict=True):
-        if place >= len(hints.content) or hints.content[place] != row:
-            origins.append("")
-            names.append("")
-            continue
-        path = hints.path[place]
+    place = np.minimum(np.searchsorted(hints.content, rows), max(len(hints.content) - 1, 0))
+    named = hints.content[place] == rows if len(hints.content) else np.zeros(len(rows), dtype=bool)
+    places = np.where(named, place, -1).tolist()
+
+    def origin(place: int) -> str:
+        if place < 0:
+            return ""
         package = int(hints.package[place])
-        folder, _, name = path.rpartition("/")
         if package == NO_PACKAGE:
-            origins.append(folder)
-        else:
-            origins.append(f"{hints.packages[package].name}\0{package}")
+            return hints.path[place].rpartition("/")[0]
+        return f"{hints.packages[package].name}\0{package}"
+
+    def key(number: int) -> str:
+        place = places[number]
+        path = hints.path[place] if place >= 0 else ""
         # Files of one kind compress best beside each other.
-        names.append(f"{name.rpartition('.')[2]}\0{path}")
-    return origins, names, rows.tolist()
+        return f"{origin(place)}\0{path.rpartition('/')[2].rpartition('.')[2]}\0{path}"
+
+    # Only their order is kept: the keys of a million contents take hundreds of MB.
+    order = array("q", sorted(range(len(rows)), key=key))
+    for number in order:
+        yield origin(places[number]), int(rows[number])
 
 
 def _compressed(
