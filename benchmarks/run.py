@@ -17,6 +17,7 @@ import sys
 from dataclasses import asdict
 
 from benchmarks.bench import FOLDER, Bench
+from benchmarks.finding import measure_finding
 from benchmarks.measure import Row, as_markdown
 from benchmarks.packing import measure_packing
 from benchmarks.rebuild import measure_rebuild
@@ -42,6 +43,7 @@ def main() -> int:
         bench = Bench(name, slow=not options.no_slow)
         measure_packing(bench)
         measure_rebuild(bench)
+        measure_finding(bench)
         _write(name, f"{name}, {_machine()}", bench.rows)
     if options.scale:
         _write("scale", f"scale, {_machine()}", measure_scale(FOLDER / "scale"))
