@@ -27,13 +27,17 @@ class Progress(Protocol):
         """
 
 
+def ignore(done_bytes: int) -> None:
+    """Tell nobody what is done."""
+
+
 class Silent:
     """Progress that nobody watches."""
 
     @contextmanager
     def stage(self, title: str, total_bytes: int) -> Iterator[Advance]:  # noqa: ARG002
         """Enter a stage."""
-        yield lambda _: None
+        yield ignore
 
 
 class Bars:

@@ -16,7 +16,7 @@ import pyzstd
 from numpy.typing import NDArray
 
 from formats.errors import Corrupt, FormatError, Truncated, Unsupported
-from formats.ranges import Ranges, clip, empty_ranges, overlap_of_sorted, union
+from formats.ranges import Ranges, clip, empty_ranges, intersect, overlap_of_sorted, union
 from formats.source import Source, check_bounds
 
 Columns = NDArray[np.int64]
@@ -117,11 +117,10 @@ class FlatDisk:
         packed_ends = self.compressed[:, 0] + self.compressed[:, 3]
         packed = np.stack([self.compressed[:, 0], packed_ends], axis=1)
         sets = [clip(self._plain_data(start, end), start, end), clip(packed, start, end)]
-        if self.backing is not None:
-            sets.extend(
-                clip(self.backing.data_ranges(first, last), first, last)
-                for first, last in clip(self.backed, start, end).tolist()
-            )
+        backed = clip(self.backed, start, end)
+        if self.backing is not None and len(backed):
+            low, high = int(backed[0, 0]), int(backed[-1, 1])
+            sets.append(intersect(self.backing.data_ranges(low, high), backed))
         return union(*sets)
 
     def _read_segment(self, kind: int, row: int, inside: int, length: int) -> bytes:

@@ -55,7 +55,7 @@ def read(source: Source) -> FileSystem:
     volume = pyfsfat.volume()
     try:
         volume.open_file_object(FileObject(Window(source, 0, boot.size)))
-        walk = _Walk(source, boot)
+        walk = _Walk(source, boot, first_clusters=[boot.root_cluster])
         walk.run(volume.root_directory)
         label = volume.label or ""
     except (OSError, ValueError, OverflowError) as error:  # ValueError: a name that is no UTF-16
@@ -193,7 +193,7 @@ class _Walk:
             dtype=np.int64,
         ).reshape(-1, 2)
         if total(intersect(union(directories, files), free)):
-            return "a directory entry names a free cluster"
+            return "a directory or a file lies in a free cluster"
         return ""
 
     def columns(self) -> tuple[Streams, tuple[tuple[int, str], ...]]:

@@ -56,6 +56,7 @@ class BootSector:
     media: int  # 21: u8, 0xF0 or 0xF8..0xFF
     fat_sectors: int  # 22: u16, or [36: u32] when that is 0
     extended_flags: int  # [40: u16], see NO_MIRRORING; 0 on FAT12 and FAT16
+    root_cluster: int  # [44: u32], where the root directory begins; 0 on FAT12 and FAT16
     boot_flags: int  # 37 [65]: u8, see DIRTY_FLAGS
     volume_id: int | None  # 39 [67]: u32, None when the signature before it is missing
     is_fat32: bool  # the 16-bit FAT size is 0
@@ -132,13 +133,13 @@ def _parse(sector: bytes) -> BootSector:
         _hidden_sectors,
         total_32,
     ) = COMMON.unpack_from(sector, 11)
-    extended_flags = 0
+    extended_flags = root_cluster = 0
     fat_sectors = fat_sectors_16
     if fat_sectors_16:
         _, boot_flags, signature, volume_id = EXTENSION_FAT16.unpack_from(sector, 36)
     else:
         extension = EXTENSION_FAT32.unpack_from(sector, 36)
-        fat_sectors, extended_flags = extension[:2]
+        fat_sectors, extended_flags, _version, root_cluster = extension[:4]
         boot_flags, signature, volume_id = extension[-3:]
     has_id = signature in EXTENDED_BOOT_SIGNATURES
     return BootSector(
@@ -151,6 +152,7 @@ def _parse(sector: bytes) -> BootSector:
         media=media,
         fat_sectors=fat_sectors,
         extended_flags=extended_flags,
+        root_cluster=root_cluster,
         boot_flags=boot_flags if has_id else 0,
         volume_id=volume_id if has_id else None,
         is_fat32=fat_sectors_16 == 0,

@@ -216,8 +216,7 @@ class _Unpacked:
         self._part = part
         self._create = create
         self._decompressor = create() if create else None
-        self._left = max_bytes
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self.offset = 0
 
     def read(self, size: int = _CHUNK_BYTES) -> bytes:
@@ -228,10 +227,13 @@ class _Unpacked:
             pieces.append(piece)
             size -= len(piece)
             self.offset += len(piece)
-            if self.offset > self._max_bytes:
-                reason = f"more than the allowed {self._max_bytes} bytes when unpacked"
-                raise Unsupported("deb archive", self._max_bytes, reason)
+            if self.offset > self.max_bytes:
+                raise self.too_large()
         return b"".join(pieces)
+
+    def too_large(self) -> Unsupported:
+        reason = f"more than the allowed {self.max_bytes} bytes when unpacked"
+        return Unsupported("deb archive", self.max_bytes, reason)
 
     def _some(self, size: int) -> bytes:
         if self._decompressor is None or self._create is None:
@@ -263,6 +265,13 @@ def _unpacked(part: _Part, suffix: str, max_bytes: int) -> _Unpacked:
     return _Unpacked(part, _DECOMPRESSORS[suffix] if suffix else None, max_bytes)
 
 
+_READ_AT_ONCE = (
+    *(set(tarfile.SUPPORTED_TYPES) - set(tarfile.REGULAR_TYPES)),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+"""Types of which `tarfile` reads the content itself, into memory, or whose content is nothing."""
+
+
 class _TarInfo(tarfile.TarInfo):
     """A tar header that is bounded before it is believed, and whose damage is not its end.
 
@@ -281,11 +290,17 @@ class _TarInfo(tarfile.TarInfo):
             raise Corrupt("deb tar header", archive.offset, str(error)) from error
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        plain = self.type in (*tarfile.REGULAR_TYPES, tarfile.GNUTYPE_SPARSE)
-        known = plain or self.type in tarfile.SUPPORTED_TYPES
-        if known and not plain and self.size > _MAX_TAR_NAME:
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            self._refuse_sparse()
+        if self.type in _READ_AT_ONCE and self.size > _MAX_TAR_NAME:
             raise Corrupt("deb tar header", self.offset, f"a name of {self.size} bytes")
         return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+
+    def _refuse_sparse(self, *_: object) -> None:
+        """Stand in for the readers of sparse maps, which have no bound."""
+        raise Unsupported("deb archive", self.offset, f"sparse member {self.name!r}")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
 
 
 class _Content:
@@ -327,8 +342,10 @@ def _archive(kind: str, unpacked: _Unpacked) -> Iterator[Member]:
             raise Corrupt("deb archive", unpacked.offset, str(error)) from error
         if info is None:
             return
-        if info.issparse():
-            raise Unsupported("deb archive", info.offset, f"sparse member {info.name!r}")
+        if info.size < 0:
+            raise Corrupt("deb tar header", info.offset, f"a member of {info.size} bytes")
+        if archive.offset > unpacked.max_bytes:  # `next` would go there in steps of 10 KiB
+            raise unpacked.too_large()
         if info.isreg():
             content = _Content(archive.extractfile(info), info.offset_data)
             yield Member(kind, _path(info.name, info.offset), info.size, "", content)

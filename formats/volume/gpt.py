@@ -24,7 +24,7 @@ SECTOR_SIZES = (512, 4096)
 ENTRY = struct.Struct("<16s16sQQQ72s")  # first 128 bytes of an entry
 MIN_ENTRY_BYTES = 128  # 128 * 2**n
 MAX_ENTRY_BYTES = 4096
-MAX_ENTRIES_BYTES = 1 << 20  # 8192 entries of 128 bytes; the usual table has 128
+MAX_ENTRIES_BYTES = 1 << 19  # 4096 entries of 128 bytes; the usual table has 128
 UNUSED_TYPE = bytes(16)
 
 
@@ -55,14 +55,10 @@ class _Copy:
     header: Header
     entries: bytes
 
-
-def has_gpt_signature(source: Source) -> bool:
-    """Say whether a primary header's signature stands where one of the sector sizes puts it."""
-    return any(
-        source.size >= (PRIMARY_LBA + 1) * size
-        and source.pread(PRIMARY_LBA * size, len(SIGNATURE)) == SIGNATURE
-        for size in SECTOR_SIZES
-    )
+    def own(self, sector_size: int) -> tuple[tuple[int, int], ...]:
+        """Where header and entries lie, in bytes of the disk."""
+        header, entries = self.header.my_lba * sector_size, self.header.entries_lba * sector_size
+        return (header, header + sector_size), (entries, entries + len(self.entries))
 
 
 def read_gpt(source: Source, sector_size: int | None = None) -> PartitionTable:
@@ -77,13 +73,15 @@ def read_gpt(source: Source, sector_size: int | None = None) -> PartitionTable:
     for size in sizes:
         primary = _try_copy(source, PRIMARY_LBA, size)
         if isinstance(primary, _Copy):
-            return _table(source, primary, size, _backup_warnings(source, primary, size))
+            backup = _try_copy(source, primary.header.alternate_lba, size)
+            warnings = _backup_warnings(source, primary, backup, size)
+            return _table(source, primary, backup, size, warnings)
         failures.append(primary)
     for size in sizes:
         backup = _try_copy(source, source.size // size - 1, size)
         if isinstance(backup, _Copy):
             warning = f"the primary GPT is damaged, the backup is used ({failures[0]})"
-            return _table(source, backup, size, [warning])
+            return _table(source, backup, None, size, [warning])
     first = failures[0]
     raise Corrupt(
         "GPT header", first.offset, f"neither copy is good; the primary: {first.reason}"
@@ -137,7 +135,9 @@ def _read_entries(source: Source, header: Header, offset: int, sector_size: int)
     return entries
 
 
-def _backup_warnings(source: Source, primary: _Copy, sector_size: int) -> list[str]:
+def _backup_warnings(
+    source: Source, primary: _Copy, backup: _Copy | FormatError, sector_size: int
+) -> list[str]:
     """Return what is wrong with the backup, given a good primary."""
     last_lba = source.size // sector_size - 1
     alternate_lba = primary.header.alternate_lba
@@ -146,7 +146,6 @@ def _backup_warnings(source: Source, primary: _Copy, sector_size: int) -> list[s
         warnings.append(
             f"the backup GPT is expected at sector {alternate_lba}, the disk's last is {last_lba}"
         )
-    backup = _try_copy(source, alternate_lba, sector_size)
     if isinstance(backup, FormatError):
         warnings.append(f"the backup GPT is damaged or missing ({backup})")
     elif backup.entries != primary.entries:
@@ -154,8 +153,17 @@ def _backup_warnings(source: Source, primary: _Copy, sector_size: int) -> list[s
     return warnings
 
 
-def _table(source: Source, copy: _Copy, sector_size: int, warnings: list[str]) -> PartitionTable:
+def _table(
+    source: Source,
+    copy: _Copy,
+    other: _Copy | FormatError | None,
+    sector_size: int,
+    warnings: list[str],
+) -> PartitionTable:
     header = copy.header
+    own = [(0, PRIMARY_LBA * sector_size), *copy.own(sector_size)]
+    if isinstance(other, _Copy):
+        own.extend(other.own(sector_size))
     partitions: list[Partition] = []
     for index in range(header.entry_count):
         entry = copy.entries[index * header.entry_size : (index + 1) * header.entry_size]
@@ -179,7 +187,7 @@ def _table(source: Source, copy: _Copy, sector_size: int, warnings: list[str]) -
             )
     check_layout("GPT", partitions, source.size)
     return PartitionTable(
-        "gpt", sector_size, _guid(header.disk_guid), tuple(partitions), tuple(warnings)
+        "gpt", sector_size, _guid(header.disk_guid), tuple(partitions), tuple(own), tuple(warnings)
     )
 
 

@@ -75,6 +75,7 @@ def read_mbr(source: Source, sector_size: int = 512) -> PartitionTable:
     record = source.pread(0, RECORD_BYTES)
     if not has_boot_signature(record):
         raise Corrupt("MBR", BOOT_SIGNATURE_OFFSET, "the boot signature 0x55 0xAA is missing")
+    own = [(0, RECORD_BYTES)]
     primaries: list[Partition] = []
     logicals: list[Partition] = []
     containers: list[Partition] = []
@@ -92,11 +93,17 @@ def read_mbr(source: Source, sector_size: int = 512) -> PartitionTable:
         first_number = FIRST_LOGICAL_NUMBER + len(logicals)
         chain = _Chain(source, container, sector_size, first_number)
         logicals.extend(chain.partitions)
+        own.extend((position, position + RECORD_BYTES) for position in sorted(chain.records))
         warnings.extend(chain.warnings)
     check_layout("MBR", primaries + logicals, source.size)
     (identifier,) = DISK_SIGNATURE.unpack_from(record, DISK_SIGNATURE_OFFSET)
     return PartitionTable(
-        "mbr", sector_size, f"{identifier:08x}", (*primaries, *logicals), tuple(warnings)
+        "mbr",
+        sector_size,
+        f"{identifier:08x}",
+        (*primaries, *logicals),
+        tuple(own),
+        tuple(warnings),
     )
 
 
@@ -120,16 +127,18 @@ class _Chain:
         self.sector_size = sector_size
         self.next_number = first_number
         self.partitions: list[Partition] = []
+        self.records: set[int] = set()
         self.warnings: list[str] = []
         self._follow()
 
     def _follow(self) -> None:
         position: int | None = self.container.start
-        seen: set[int] = set()
         while position is not None:
-            if position in seen:
+            if position in self.records:
                 raise Corrupt("EBR", position, "the chain of logical partitions loops")
-            seen.add(position)
+            if len(self.records) == MAX_PARTITIONS:
+                raise Corrupt("EBR", position, f"a chain of more than {MAX_PARTITIONS} records")
+            self.records.add(position)
             position = self._read_record(position)
 
     def _read_record(self, position: int) -> int | None:

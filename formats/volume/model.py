@@ -29,6 +29,7 @@ class PartitionTable:
 
     kind: "mbr", "gpt", or "none" (no table: the whole disk is one volume).
     identifier: MBR disk signature as eight hex digits, or the GPT disk GUID.
+    own: bytes that the table itself lies in, (start, end): boot records, headers, entries.
     warnings: what is odd but harmless, one sentence each (a damaged backup GPT).
     """
 
@@ -36,4 +37,5 @@ class PartitionTable:
     sector_size: int
     identifier: str
     partitions: tuple[Partition, ...]
+    own: tuple[tuple[int, int], ...] = ()
     warnings: tuple[str, ...] = ()

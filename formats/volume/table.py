@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from formats.errors import FormatError
 from formats.source import Source
 from formats.volume.gpt import read_gpt
@@ -84,13 +86,7 @@ def _gpt(source: Source, sector_size: int | None, hybrid: bool) -> PartitionTabl
     if not hybrid:
         return table
     warning = "the MBR lists partitions besides the protective one (hybrid MBR); the GPT is used"
-    return PartitionTable(
-        table.kind,
-        table.sector_size,
-        table.identifier,
-        table.partitions,
-        (*table.warnings, warning),
-    )
+    return replace(table, warnings=(*table.warnings, warning))
 
 
 def _mbr_if_sound(source: Source, sector_size: int, none: PartitionTable) -> PartitionTable:

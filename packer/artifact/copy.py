@@ -17,7 +17,7 @@ from packer.artifact.manifest import Blob, Descriptor
 from packer.artifact.opened import OpenedPack
 from packer.artifact.zstd import compress
 from packer.errors import InputError
-from packer.progress import Progress, Silent
+from packer.progress import Advance, Progress, Silent, ignore
 
 INDEX_LEVEL = 19
 
@@ -73,8 +73,7 @@ def copy_pack(
         with progress.stage("copying", stored) as advance:
             titled: dict[str, Blob] = {}
             for title, layer in carried.items():
-                titled[title] = _copy(writer, pack, layer)
-                advance(layer.size)
+                titled[title] = _copy(writer, pack, layer, advance)
         config = _copy(writer, pack, source.config)
         maps = [_copy(writer, pack, layer) for layer in source.maps()]
         hints, signature = source.hints(), source.signature()
@@ -120,8 +119,10 @@ def _bundles_of(pack: OpenedPack, extent: Extent) -> dict[str, Descriptor]:
     return named
 
 
-def _copy(writer: LayoutWriter, pack: OpenedPack, layer: Descriptor) -> Blob:
-    return writer.copy(pack.layout, Blob(layer.digest, layer.size))
+def _copy(
+    writer: LayoutWriter, pack: OpenedPack, layer: Descriptor, advance: Advance = ignore
+) -> Blob:
+    return writer.copy(pack.layout, Blob(layer.digest, layer.size), advance)
 
 
 def _lacking(pack: OpenedPack, held: np.ndarray) -> dict[str, tuple[int, int]]:

@@ -138,8 +138,9 @@ def _join_paths(tails: bytes, shared: list[int]) -> list[str]:
         spelled_out <= MAX_PATHS_BYTES,
         f"paths of {spelled_out} bytes, expected at most {MAX_PATHS_BYTES}",
     )
+    # Counted before they are cut: half a gigabyte of NULs would become as many objects.
+    _expect(not shared or tails.count(b"\0") + 1 == len(shared), "path_tails: not one path a row")
     pieces = tails.split(b"\0") if shared else []
-    _expect(len(pieces) == len(shared), "path_tails: not one path a row")
     paths: list[str] = []
     before = b""
     for prefix, tail in zip(shared, pieces, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Self
 
@@ -14,11 +16,14 @@ from packer.artifact.layout.base import Layout, read_blob
 from packer.artifact.manifest import Descriptor, Manifest
 from packer.artifact.map import Map, decode_map
 from packer.artifact.signature import MAX_ENVELOPE_BYTES
-from packer.artifact.zstd import decompress, decompress_proven, recorded_size
+from packer.artifact.zstd import decompress, decompress_proven, most_stored, recorded_size
 from packer.errors import InputError
 
-MAX_PART_BYTES = 1 << 31
-"""No map, hints or index is larger than this, packed or unpacked."""
+INDEX_ROW_BYTES = 48
+MAX_INDEX_HEAD_BYTES = 4 << 20
+"""Unpacked, a frame index has at most INDEX_ROW_BYTES for each content and each block (three
+columns of 8 bytes for frames, three for contents) and MAX_INDEX_HEAD_BYTES for the rest. Nobody
+signs it, so what it says of itself must not decide how much memory it gets."""
 
 
 class OpenedPack:
@@ -65,11 +70,11 @@ class OpenedPack:
                 hint="a newer vmpack may be able to read this pack",
             )
         disk = self.config.disks[0]
-        frame = self._part(self.manifest.maps()[0])
         where = f"{self.layout.location}: map"
-        disk_map = decode_map(
-            decompress_proven(frame, self._bounded(disk.map_size), disk.map, where)
-        )
+        frame = self._part(self.manifest.maps()[0], disk.map_size)
+        data = decompress_proven(frame, disk.map_size, disk.map, where)
+        with self._named():
+            disk_map = decode_map(data)
         if disk_map.size != disk.size:
             raise InputError(
                 f"{where}: expected a disk of {disk.size} bytes as the config says, "
@@ -85,8 +90,10 @@ class OpenedPack:
         if layer is None:
             raise InputError(f"{where}: this copy carries none", hint="name a fuller copy")
         named = self.config.hints
-        data = decompress_proven(self._part(layer), self._bounded(named.size), named.digest, where)
-        return decode_hints(data, len(self.map.contents))
+        frame = self._part(layer, named.size)
+        data = decompress_proven(frame, named.size, named.digest, where)
+        with self._named():
+            return decode_hints(data, len(self.map.contents))
 
     @cached_property
     def index(self) -> Index:
@@ -95,9 +102,21 @@ class OpenedPack:
         where = f"{self.layout.location}: frame index"
         if layer is None:
             raise InputError(f"{where}: this copy carries none")
-        data = self._part(layer)
-        size = self._bounded(recorded_size(data, where))
-        return decode_index(decompress(data, size, where), self.map.contents)
+        contents = self.map.contents
+        most = MAX_INDEX_HEAD_BYTES + INDEX_ROW_BYTES * (len(contents) + len(contents.blocks))
+        frame = self._part(layer, most)
+        size = recorded_size(frame, where)
+        if size > most:
+            raise InputError(f"{where}: expected at most {most} bytes, the frame says {size}")
+        with self._named():
+            index = decode_index(decompress(frame, size, "frame index"), contents)
+        here = {bundle.digest for bundle in self.manifest.bundles().values()}
+        if absent := set(index.bundles) - here:
+            raise InputError(
+                f"{where}: expected the bundles of this copy only, found {len(absent)} others, "
+                f"such as {min(absent)!r:.100}"
+            )
+        return index
 
     def share_map(self, other: OpenedPack) -> None:
         """Use the map of another copy of the same pack instead of reading it again.
@@ -118,12 +137,14 @@ class OpenedPack:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _part(self, layer: Descriptor) -> bytes:
-        return read_blob(self.layout, layer.digest, MAX_PART_BYTES)
+    def _part(self, layer: Descriptor, unpacked_bytes: int) -> bytes:
+        """Return the frame of a part that has at most so many bytes unpacked."""
+        return read_blob(self.layout, layer.digest, most_stored(unpacked_bytes))
 
-    def _bounded(self, size: int) -> int:
-        if not 0 < size <= MAX_PART_BYTES:
-            raise InputError(
-                f"{self.layout.location}: a part of {size} bytes, expected at most {MAX_PART_BYTES}"
-            )
-        return size
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say in errors which pack it is."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.layout.location}: {error}", hint=error.hint) from error

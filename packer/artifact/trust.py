@@ -6,9 +6,9 @@
 2.  Without an envelope the pack is unsigned: refused, unless unsigned packs are allowed.
 3.  The envelope is decoded, bounded; it must speak of this very digest.
 4.  Every key of every rule is tried on every signature; so are the keys that the envelope carries
-    and whose fingerprint the user named. If none of them signed, the signer is unknown: refused,
-    with the fingerprints of those who did sign; or, if no carried key fits its own signature
-    either, the signature is bad.
+    and whose fingerprint the user named. If none of them signed, the signer is unknown: refused
+    unless unsigned packs are allowed, with the fingerprints of those who did sign; or, if no
+    carried key fits its own signature either, the signature is bad: refused in any case.
 5.  The config is decoded. (For the first time: its bytes are now those that a known key signed.)
 6.  A rule accepts the pack when one of its patterns fits the config's name and at least
     `threshold` distinct keys of the rule signed. A fingerprint named by the user accepts any name.
@@ -112,7 +112,7 @@ def judge(
     claimed = opened.claimed_signers() if signers or not known else frozenset()
     named = frozenset(key for key in claimed if key.fingerprint in signers)
     if not known and not named:
-        if allow_unsigned:
+        if allow_unsigned and claimed:  # not a signature that fits nothing: that is damage
             return _unsigned(config_bytes, digest, what, allow_unsigned)
         raise _unknown(opened, claimed, what)
     config = configs.decode(config_bytes, f"{what}: config")

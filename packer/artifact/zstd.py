@@ -11,6 +11,9 @@ from packer.errors import InputError
 WINDOW_LOG_MAX = 27
 """A reader never reserves more than 2^27 bytes for a window, whatever a frame asks for."""
 
+MAX_OVERHEAD_BYTES = 1 << 16
+"""A frame is never longer than what it holds by more than this and a 64th."""
+
 QUICK_LEVEL = 1
 HOPELESS = 0.97
 """Data that a fast level leaves this much of is compressed already."""
@@ -61,6 +64,14 @@ def decompress(frame: bytes | memoryview, size_bytes: int, what: str) -> bytes:
     if decompressor.unused_data:
         raise InputError(f"{what}: {len(decompressor.unused_data)} bytes follow the frame")
     return data
+
+
+def most_stored(size_bytes: int) -> int:
+    """Return how long a frame that holds `size_bytes` may be; a longer one is not worth reading.
+
+    zstd's own bound (ZSTD_compressBound) is lower; it leaves room for other encoders.
+    """
+    return size_bytes + size_bytes // 64 + MAX_OVERHEAD_BYTES
 
 
 def recorded_size(frame: bytes, what: str) -> int:

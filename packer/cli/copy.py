@@ -13,12 +13,15 @@ from packer.text import format_bytes, format_table
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb to the command line."""
     parser = add_verb(
-        verbs, "copy", "copy a pack, whole or in part", "vmpack copy demo.vmpack --thin stick/"
+        verbs,
+        "copy",
+        "copy a pack, whole or in part",
+        "vmpack copy demo.vmpack --thin stick/demo.vmpack",
     )
     parser.add_argument("pack", help="file, folder or URL of the pack")
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument(
-        "--boot", dest="extent", action="store_const", const=Extent.BOOT, help="boot set and stubs"
+        "--boot", dest="extent", action="store_const", const=Extent.BOOT, help="boot set only"
     )
     extent.add_argument(
         "--thin", dest="extent", action="store_const", const=Extent.THIN, help="boot and private"
@@ -30,9 +33,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         const=Extent.FULL,
         help="everything (default)",
     )
-    parser.add_argument("destination", help="file, or folder/ (ends in /), to write")
+    parser.add_argument("destination", help="file, or new folder/ (ends in /), to write")
     parser.add_argument("--force", action="store_true", help="replace the destination")
-    add_common(parser)
+    add_common(parser, jobs=False)
     parser.set_defaults(run=run, extent=Extent.FULL)
 
 

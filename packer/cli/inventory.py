@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from packer.cli.options import add_common, add_verb, print_json
+from packer.cli.options import add_common, add_verb, print_json, progress_of
 from packer.errors import UsageError
 from packer.sources.inventory import take_inventory
 from packer.text import format_bytes
@@ -20,10 +20,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "vmpack inventory / -o host.inv",
     )
     parser.add_argument("root", type=Path, help="folder to look at")
-    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--output", "-o", type=Path, required=True, metavar="FILE", help="inventory to write"
+    )
     parser.add_argument("--names", action="store_true", help="write the paths down, too")
     parser.add_argument("--force", action="store_true", help="replace the output")
-    add_common(parser)
+    add_common(parser, jobs=False)
     parser.set_defaults(run=run)
 
 
@@ -31,7 +33,9 @@ def run(options: argparse.Namespace) -> int:
     """Take an inventory."""
     if options.output.exists() and not options.force:
         raise UsageError(f"{options.output} exists already", hint="--force replaces it")
-    inventory = take_inventory([(options.root, ())], with_names=options.names)
+    inventory = take_inventory(
+        [(options.root, ())], with_names=options.names, progress=progress_of(options)
+    )
     inventory.save(options.output)
     total = int(inventory.size.sum())
     if options.json:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 
 from packer.errors import Error
 from packer.text import printable
@@ -15,6 +16,9 @@ from packer.text import printable
 INTERRUPTED = 130
 VERBS = ("pack", "inspect", "copy", "unpack", "verify", "key", "trust", "store", "inventory")
 """Each is a module beside this one, with `add_parser`."""
+
+BARE = {"--clean": "default"}
+"""Options whose value is optional and stands only after "=", with what they mean without one."""
 
 EXIT_CODES = """\
 exit codes:
@@ -37,8 +41,17 @@ class _Version(argparse.Action):
     """Look the version up only when it is asked for: that reads the installed metadata."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
         print(f"vmpack {version('vmpack')}")
         parser.exit()
+
+
+class _Notes(logging.Handler):
+    """What a part of the tool warns of, as a line that no quoted name can break."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"vmpack: note: {printable(record.getMessage())}", file=sys.stderr)
 
 
 def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
@@ -57,12 +70,28 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
     return parser
 
 
+def _spell_out(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with bare options given their value.
+
+    argparse would take the next argument for it: `--clean guest.raw` would clean "guest.raw".
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    spelled = [f"{one}={BARE[one]}" if one in BARE else one for one in arguments[:end]]
+    return [*spelled, *arguments[end:]]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
+    # Read when NumPy is loaded: its threads for linear algebra, of which there is none, only spin.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A guest's or a file's name may hold what the terminal's encoding does not.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    logging.basicConfig(level=logging.WARNING, handlers=[_Notes()])
     given = list(sys.argv[1:] if arguments is None else arguments)
     # A verb that is named at once is loaded alone: the others' libraries take longer than it does.
     named = given[:1] if given[:1] and given[0] in VERBS else VERBS
-    options = build_parser(named).parse_args(given)
+    options = build_parser(named).parse_args(_spell_out(given))
     try:
         code: int = options.run(options)
         sys.stdout.flush()

@@ -6,6 +6,7 @@ import argparse
 import getpass
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from packer.artifact.keys import (
 from packer.artifact.opened import OpenedPack
 from packer.artifact.trust import Verdict, judge
 from packer.artifact.trust_store import TrustStore
-from packer.cli.settings import load_settings
+from packer.cli.settings import MAX_JOBS, load_settings
 from packer.errors import UsageError
 from packer.progress import Progress, for_terminal
 from packer.sources.store import Store
@@ -44,13 +45,17 @@ def add_verb(
     )
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every verb that works for a while."""
+def add_common(parser: argparse.ArgumentParser, *, jobs: bool = True) -> None:
+    """Add the options of every verb that works for a while.
+
+    jobs: whether the verb works in threads.
+    """
     parser.add_argument("--quiet", "-q", action="store_true", help="no progress bars")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument(
-        "--jobs", "-j", type=_positive, default=None, metavar="N", help="threads (default: cores)"
-    )
+    if jobs:
+        parser.add_argument(
+            "--jobs", "-j", type=_jobs, default=None, metavar="N", help="threads (default: cores)"
+        )
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +156,7 @@ def accept(pack: OpenedPack, options: argparse.Namespace) -> Verdict:
     return verdict
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text!r}")
+def _jobs(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= MAX_JOBS:
+        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_JOBS}, found {text!r}")
     return int(text)

@@ -40,10 +40,20 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("image", type=str, help="disk image of a guest that is shut down")
     parser.add_argument(
-        "--output", "-o", required=True, help="file, or folder/ (ends in /), to write"
+        "--output",
+        "-o",
+        required=True,
+        metavar="PACK",
+        help="file, or folder/ (ends in /), to write",
     )
     parser.add_argument("--name", help="the pack's name (default: from the output's)")
-    parser.add_argument("--pack-version", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--pack-version",
+        type=int,
+        default=1,
+        metavar="N",
+        help="the pack's version, a number that grows with each release (default: 1)",
+    )
     parser.add_argument("--thin", action="store_true", help="leave shared contents out")
     parser.add_argument(
         "--keep-free",
@@ -69,10 +79,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         nargs="?",
         const="default",
         default=None,
-        metavar="WHAT",
-        help="first remove temporary files, caches and logs (--clean), or what is named "
-        f"(--clean={','.join(GROUPS)},/opt/demo/cache/*), from a Linux guest; in an overlay, the "
-        "image stays as it is. Needs libguestfs; two such packs of one image are never the same",
+        metavar="=WHAT",
+        help="first remove temporary files, caches and logs from a Linux guest, or what is named "
+        f"after '=': {' '.join(GROUPS)} or paths such as /opt/demo/cache/*, with commas. In an "
+        "overlay, the image stays as it is. Needs libguestfs; two such packs of one image are "
+        "never the same",
     )
     parser.add_argument("--backing", type=Path, metavar="FILE", help="backing file of a qcow2")
     parser.add_argument(
@@ -102,14 +113,19 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--level {options.level}: expected 1 to 22")
     if options.unsigned and options.key:
         raise UsageError("--unsigned and --key contradict each other")
+    notes: list[str] = []
     with SourceOpener(own_store(None)) as opener:
-        report = _pack(options, opener)
+        report = _pack(options, opener, notes)
     if report.nobody_named:
-        print(
-            "vmpack: note: this pack leaves contents out and names nobody who has them; keep a "
-            "full copy, and say with --source where it will be",
-            file=sys.stderr,
+        lacking = (
+            report.unlisted_bytes if report.config.sources else report.config.totals.shared.bytes
         )
+        notes.append(
+            f"this pack leaves out {format_bytes(lacking)} and names nobody who has them; keep a "
+            "full copy, and say with --source where it will be"
+        )
+    for note in notes:
+        print(f"vmpack: note: {note}", file=sys.stderr)
     if options.json:
         print_json(_as_json(report))
     else:
@@ -117,7 +133,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pack(options: argparse.Namespace, opener: SourceOpener) -> PackReport:
+def _pack(options: argparse.Namespace, opener: SourceOpener, notes: list[str]) -> PackReport:
+    """Pack; add to the notes what apt could not tell."""
+
+    def ask_apt(packages: Sequence[Package]) -> Sequence[Package]:
+        found = resolve(
+            [(one.name, one.version, one.architecture) for one in packages],
+            update_folder=host.cache_dir() / "lists",
+        )
+        if found.note:
+            notes.append(found.note)
+        return found.packages
+
     return pack(
         options.image,
         options.output,
@@ -128,7 +155,7 @@ def _pack(options: argparse.Namespace, opener: SourceOpener) -> PackReport:
             thin=options.thin,
             keep_free=options.keep_free,
             against=[_against(uri, opener) for uri in options.against],
-            resolve=None if options.no_packages else _resolve,
+            resolve=None if options.no_packages else ask_apt,
             clean=options.clean,
             backing=options.backing,
             replace=options.force,
@@ -138,17 +165,6 @@ def _pack(options: argparse.Namespace, opener: SourceOpener) -> PackReport:
         [] if options.unsigned else signing_keys(options.key),
         progress_of(options),
     )
-
-
-def _resolve(packages: Sequence[Package]) -> Sequence[Package]:
-    """Ask apt where its mirrors keep the packages; say so when it cannot tell."""
-    found = resolve(
-        [(one.name, one.version, one.architecture) for one in packages],
-        update_folder=host.cache_dir() / "lists",
-    )
-    if found.note:
-        print(f"vmpack: note: {found.note}", file=sys.stderr)
-    return found.packages
 
 
 def _against(uri: str, opener: SourceOpener) -> Against:

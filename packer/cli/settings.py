@@ -16,6 +16,9 @@ import msgspec
 from packer import host
 from packer.errors import UsageError
 
+MAX_JOBS = 256
+"""Each job keeps some MiB in memory and a thread; more of them only wait for each other."""
+
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     sources: list[str] = []
@@ -45,8 +48,8 @@ def load_settings() -> Settings:
         found = msgspec.convert(tomllib.loads(text), _File)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise UsageError(f"{path}: {error}") from error
-    if found.jobs < 0:
-        raise UsageError(f"{path}: jobs: expected 1 or more, found {found.jobs}")
+    if not 0 <= found.jobs <= MAX_JOBS:
+        raise UsageError(f"{path}: jobs: expected 1 to {MAX_JOBS}, found {found.jobs}")
     return Settings(
         tuple(found.sources), Path(found.store) if found.store else None, found.jobs or None
     )

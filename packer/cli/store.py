@@ -6,13 +6,17 @@ import argparse
 import re
 from pathlib import Path
 
+from packer import host
 from packer.cli.options import add_common, add_verb, own_store, print_json, progress_of
 from packer.errors import MismatchError, UsageError
+from packer.sources.package_cache import PackageCache, RemovedPackages
+from packer.sources.store import Removed
 from packer.text import format_bytes
 
-_SIZE = re.compile(r"(\d+)([kKMGT]?)")
+_SIZE = re.compile(r"([0-9]{1,15})([kKMGT]?)")
 _UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DAY_SECONDS = 86_400
+_MAX_DAYS = 100_000
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,13 +27,15 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("list", help="list what it holds")
     check = actions.add_parser("verify", help="hash everything, remove what is damaged")
-    collect = actions.add_parser("gc", help="remove what nobody needs")
+    collect = actions.add_parser(
+        "gc", help="remove what nobody needs, also of the packages that apt fetched"
+    )
     collect.add_argument("--max-size", metavar="SIZE", help="remove the least used until it fits")
-    collect.add_argument("--older-than", type=float, metavar="DAYS", help="unused for so long")
+    collect.add_argument("--older-than", type=_days, metavar="DAYS", help="unused for so long")
     collect.add_argument("--all", action="store_true", help="remove everything that no VM uses")
     for action, run in ((show, run_list), (check, run_verify), (collect, run_gc)):
         action.add_argument("--store", type=Path, metavar="FOLDER", help="another store")
-        add_common(action)
+        add_common(action, jobs=False)
         action.set_defaults(run=run)
 
 
@@ -72,27 +78,45 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_gc(options: argparse.Namespace) -> int:
-    """Collect."""
+    """Collect in the store; in the host's own one also the packages that apt fetched."""
+    max_bytes = None if options.max_size is None else _size(options.max_size)
+    seconds = None if options.older_than is None else options.older_than * _DAY_SECONDS
     removed = own_store(options.store).collect(
-        max_bytes=None if options.max_size is None else _size(options.max_size),
-        older_than_seconds=None
-        if options.older_than is None
-        else options.older_than * _DAY_SECONDS,
-        everything=options.all,
+        max_bytes=max_bytes, older_than_seconds=seconds, everything=options.all
     )
-    if options.json:
-        print_json(
-            {
-                "removed": len(removed.digests),
-                "removed_bytes": removed.size_bytes,
-                "kept": removed.kept,
-                "kept_bytes": removed.kept_bytes,
-            }
+    packages = None
+    if options.store is None:
+        packages = PackageCache(host.cache_dir() / "packages").collect(
+            max_bytes=max_bytes, older_than_seconds=seconds, everything=options.all
         )
-    else:
-        print(f"removed {len(removed.digests):,} contents, {format_bytes(removed.size_bytes)}")
-        print(f"kept {removed.kept:,} contents, {format_bytes(removed.kept_bytes)}")
+    if options.json:
+        print_json(_as_json(removed, packages))
+        return 0
+    print(f"removed {len(removed.digests):,} contents, {format_bytes(removed.size_bytes)}")
+    print(f"kept {removed.kept:,} contents, {format_bytes(removed.kept_bytes)}")
+    if packages is not None:
+        why = ": an unpack uses them" if packages.in_use else ""
+        print(f"removed {packages.count:,} packages, {format_bytes(packages.size_bytes)}")
+        print(f"kept {packages.kept:,} packages, {format_bytes(packages.kept_bytes)}{why}")
     return 0
+
+
+def _as_json(removed: Removed, packages: RemovedPackages | None) -> dict[str, object]:
+    result: dict[str, object] = {
+        "removed": len(removed.digests),
+        "removed_bytes": removed.size_bytes,
+        "kept": removed.kept,
+        "kept_bytes": removed.kept_bytes,
+    }
+    if packages is not None:
+        result["packages"] = {
+            "removed": packages.count,
+            "removed_bytes": packages.size_bytes,
+            "kept": packages.kept,
+            "kept_bytes": packages.kept_bytes,
+            "in_use": packages.in_use,
+        }
+    return result
 
 
 def _size(text: str) -> int:
@@ -100,3 +124,13 @@ def _size(text: str) -> int:
     if not match:
         raise UsageError(f"--max-size {text}: expected a number and one of k, M, G, T")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days <= _MAX_DAYS:  # "nan" and "inf" are numbers to Python
+        raise argparse.ArgumentTypeError(f"expected 0 to {_MAX_DAYS} days, found {text!r}")
+    return days

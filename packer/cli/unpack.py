@@ -73,8 +73,8 @@ def run(options: argparse.Namespace) -> int:
         else:
             sources, notes = opener.defaults(offline=options.offline)
             for note in notes:
-                print(f"vmpack: note: {note}", file=sys.stderr)
-        if not options.no_store and store.uri not in named:
+                print(f"vmpack: note: {printable(note)}", file=sys.stderr)
+        if not options.no_store and store not in sources:
             sources.insert(0, store)  # what was fetched once is not fetched again
         if options.dry_run:
             return _show_plan(dry_run(pack, sources), as_json=options.json)
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         )
     TrustStore().remember(verdict)
     for line in [text for one in report.supplied for text in one.complaints]:
-        print(f"vmpack: note: {line}", file=sys.stderr)
+        print(f"vmpack: note: {printable(line)}", file=sys.stderr)
     if options.json:
         print_json(_as_json(report))
     else:

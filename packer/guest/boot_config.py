@@ -24,7 +24,9 @@ DEVICE_TREE = "device tree"
 MAX_CONFIGS = 256
 MAX_CONFIG_BYTES = 1 << 20
 MAX_CONFIGS_BYTES = 4 << 20  # all together; a menu with 100 kernels takes 0.3 MB
-MAX_REFERENCES = 20_000  # all together; a menu with 100 kernels names 400 files
+MAX_LOOKUPS = 40_000
+"""Places where named files are looked for, all together: files times mount points. A menu with 100
+kernels names 400 files, of which each is looked for in two to six places."""
 
 GRUB = "GRUB"
 BLS = "Boot Loader Specification"
@@ -70,25 +72,27 @@ def find_configs(tree: Tree) -> list[Config]:
 def named_files(tree: Tree, configs: list[Config]) -> Iterator[tuple[int, str]]:
     """Yield (stream, reason) of every file that the configurations name and that is there.
 
-    What lies beyond MAX_CONFIGS_BYTES and MAX_REFERENCES is not followed, with a warning.
+    What lies beyond MAX_CONFIGS_BYTES and MAX_LOOKUPS is not followed, with a warning.
     """
-    left_bytes, left_references = MAX_CONFIGS_BYTES, MAX_REFERENCES
+    left_bytes, left_lookups = MAX_CONFIGS_BYTES, MAX_LOOKUPS
     for config in configs:
         data = tree.read(config.path, min(MAX_CONFIG_BYTES, left_bytes))
         left_bytes -= len(data)
         try:
-            named = list(islice(_named(config.language, data), left_references + 1))
+            named = list(islice(_named(config.language, data), left_lookups + 1))
         except FormatError as error:
             tree.warn(f"{config.path} is not followed: {error}")
             continue
-        if len(named) > left_references:
-            tree.warn(f"{config.path} names too many files: not all of them are followed")
-        for one in named[:left_references]:
-            for place in _places(tree, config, one.path):
+        for one in named:
+            places = _places(tree, config, one.path)
+            if len(places) > left_lookups:
+                tree.warn(f"{config.path} names too many files: not all of them are followed")
+                break
+            left_lookups -= len(places)
+            for place in places:
                 stream = tree.stream_of(place)
                 if stream is not None:
                     yield stream, one.reason
-        left_references = max(0, left_references - len(named))
 
 
 def language_of(path: str, *, on_esp: bool = False) -> str:

@@ -20,6 +20,7 @@ from packer.guest.model import Dropped
 from packer.guest.mounts import volume_name
 from packer.guest.tree import Tree, runs_of
 from packer.survey.model import Survey
+from packer.text import printable
 
 CURE_FOR_DIRTY = "start the guest and shut it down cleanly"
 CURE_FOR_HIBERNATED = "start the guest, let it resume, and shut it down instead of hibernating it"
@@ -74,6 +75,7 @@ def ranges_on_disk(survey: Survey, stream: int, wanted: Ranges) -> Ranges:
 
 
 def _swap_files(tree: Tree) -> Iterator[tuple[str, int]]:
+    """Yield (path, safe to print; stream) of each file that the guest swaps to."""
     seen: set[int] = set()
     for entry in tree.fstab:
         if entry.kind != "swap" or not entry.spec.startswith("/") or entry.spec.startswith("/dev/"):
@@ -81,7 +83,7 @@ def _swap_files(tree: Tree) -> Iterator[tuple[str, int]]:
         stream = tree.stream_of(entry.spec)
         if stream is not None and stream not in seen:
             seen.add(stream)
-            yield entry.spec, stream
+            yield printable(entry.spec), stream
 
 
 def _judge_swap_file(

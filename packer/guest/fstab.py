@@ -12,7 +12,8 @@ MAX_ENTRIES = 256
 
 # The one disk of a survey is the guest's first one; names of further disks match nothing.
 _FIRST_DISK = re.compile(r"/dev/(?:(?:sd|vd|hd|xvd)a|(?:nvme0n1|mmcblk0)p)([0-9]{1,3})")
-_OCTAL = re.compile(r"\\([0-7]{3})")
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+_BLANKS = re.compile(rb"[ \t]+")
 _BY_FOLDER = {
     "/dev/disk/by-uuid/": "UUID",
     "/dev/disk/by-label/": "LABEL",
@@ -37,11 +38,11 @@ def parse_fstab(data: bytes) -> tuple[Entry, ...]:
     a blank inside a field is written \\040, a tag's value may stand in quotes.
     """
     entries: list[Entry] = []
-    for line in data.decode("utf-8", "surrogateescape").splitlines():
-        fields = line.split()
-        if len(fields) < 3 or fields[0].startswith("#"):
+    for line in data.split(b"\n"):
+        fields = _BLANKS.split(line.strip(b" \t\r"))
+        if len(fields) < 3 or fields[0].startswith(b"#"):
             continue
-        spec, path, kind = (_OCTAL.sub(_character, field) for field in fields[:3])
+        spec, path, kind = (_text(field) for field in fields[:3])
         entries.append(Entry(spec, path.rstrip("/") or "/", kind))
         if len(entries) == MAX_ENTRIES:
             break
@@ -87,5 +88,6 @@ def _identity(tag: str, volume: Volume, survey: Survey) -> str:
     return ""
 
 
-def _character(match: re.Match[str]) -> str:
-    return chr(int(match[1], 8) & 0xFF)
+def _text(field: bytes) -> str:
+    octets = _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field)
+    return octets.decode("utf-8", "surrogateescape")

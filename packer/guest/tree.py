@@ -22,6 +22,7 @@ from formats.source import Runs, Source
 from packer.guest.fstab import MAX_FSTAB_BYTES, parse_fstab
 from packer.guest.mounts import Mount, find_mounts, find_roots, volume_name
 from packer.survey.model import Survey
+from packer.text import printable
 
 MAX_PATH_CHARACTERS = 4096
 """PATH_MAX of Linux."""
@@ -187,9 +188,12 @@ class Tree:
             return b""
 
     def warn(self, warning: str) -> None:
-        """Tell the author something; what a hostile guest can repeat is cut after MAX_WARNINGS."""
+        """Tell the author something; what a hostile guest can repeat is cut after MAX_WARNINGS.
+
+        Names of the guest in it are made safe to print.
+        """
         if len(self.warnings) < MAX_WARNINGS:
-            self.warnings.append(warning)
+            self.warnings.append(printable(warning))
 
     def _warn_of_other_roots(self, roots: list[int]) -> None:
         volumes = self.survey.volumes

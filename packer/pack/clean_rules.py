@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
 from packer.errors import UsageError
-from packer.text import format_bytes
+from packer.text import format_bytes, printable
 
 Action = Literal["remove", "files", "logs", "empty"]
 """remove: the path and all below it. files: plain files at or below the path; folders, with their
@@ -201,14 +201,14 @@ class Selection:
     _inodes: set[tuple[int, int]] = field(default_factory=set)
 
     def line(self) -> str:
-        """Return the report: what the group took, and where."""
+        """Return the report for people: what the group took, and where."""
         if not (self.trees or self.count):
             return f"{self.group.name}: nothing found"
         what = f"{self.count:,} file{'' if self.count == 1 else 's'}"
         what += f", {format_bytes(self.size_bytes)}"
         if self.group.name in GROUPS:
             more = ", …" if len(self.places) > _NAMED_PLACES else ""
-            what += f" below {', '.join(self.places[:_NAMED_PLACES])}{more}"
+            what += f" below {printable(', '.join(self.places[:_NAMED_PLACES]))}{more}"
         if self.emptied:
             what += f" ({len(self.emptied)} of them emptied, not removed)"
         return f"{self.group.name}: {what}" + (f"; {self.group.note}" if self.group.note else "")

@@ -25,6 +25,7 @@ from formats.ranges import (
 from formats.source import Source
 from packer.artifact.contents import BLOCK_BYTES
 from packer.errors import InputError
+from packer.progress import Progress, Silent
 from packer.survey.model import Survey
 
 ZERO_UNIT_BYTES = 4096
@@ -68,11 +69,19 @@ class _Pieces:
     length: NDArray[np.int64]
 
 
-def cut(survey: Survey, source: Source, dropped: Ranges, *, keep_free: bool = False) -> Cut:
+def cut(
+    survey: Survey,
+    source: Source,
+    dropped: Ranges,
+    *,
+    keep_free: bool = False,
+    progress: Progress | None = None,
+) -> Cut:
     """Return the disk cut into unused, dropped, zero and fragments.
 
     dropped: what the policy lets go, sorted and disjoint. keep_free: trust no parser about what
-    is unused or may be dropped; everything that is not zero is kept.
+    is unused or may be dropped; everything that is not zero is kept. progress: what is in no file
+    is read to find its zeros, which takes long for a volume that nobody can parse.
     Raises InputError when the survey contradicts itself.
     """
     if keep_free:
@@ -91,7 +100,7 @@ def cut(survey: Survey, source: Source, dropped: Ranges, *, keep_free: bool = Fa
             hint="check the guest's file systems; --keep-free packs it without trusting them",
         )
     kept = complement(union(taken), 0, survey.size)
-    filled = intersect(kept, _nonzero_blocks(source, kept))
+    filled = intersect(kept, _nonzero_blocks(source, kept, progress or Silent()))
     return _number(pieces, _cut_at_blocks(filled), unused, dropped, subtract(kept, filled))
 
 
@@ -122,7 +131,7 @@ def _stream_pieces(survey: Survey, dropped: Ranges) -> tuple[_Pieces, Ranges, Ra
     return pieces, union(slack), subtract(unwritten_ranges, dropped)
 
 
-def _nonzero_blocks(source: Source, kept: Ranges) -> Ranges:
+def _nonzero_blocks(source: Source, kept: Ranges, progress: Progress) -> Ranges:
     """Return the 4 KiB blocks of the disk that `kept` touches and that hold more than zeros."""
     if len(kept) == 0:
         return empty_ranges()
@@ -138,15 +147,23 @@ def _nonzero_blocks(source: Source, kept: Ranges) -> Ranges:
     chunk = wanted[:, 0] // BLOCK_BYTES
     first = np.flatnonzero(np.concatenate([[True], chunk[1:] != chunk[:-1]]))
     last = np.append(first[1:], len(wanted)) - 1
-    for start, end in zip(wanted[first, 0].tolist(), wanted[last, 1].tolist(), strict=True):
-        data = source.pread(start, end - start)
-        whole = len(data) // ZERO_UNIT_BYTES * ZERO_UNIT_BYTES
-        blocks = np.frombuffer(data, dtype=np.uint64, count=whole // 8)
-        filled = np.asarray(blocks.reshape(-1, ZERO_UNIT_BYTES // 8).any(axis=1))
-        if whole < len(data):  # the disk ends inside a block
-            filled = np.append(filled, any(data[whole:]))
-        found.append(from_bits(filled, ZERO_UNIT_BYTES, start))
+    starts, ends = wanted[first, 0], wanted[last, 1]
+    with progress.stage("reading", int((ends - starts).sum())) as advance:
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            data = source.pread(start, end - start)
+            found.append(from_bits(_filled(data), ZERO_UNIT_BYTES, start))
+            advance(end - start)
     return intersect(union(*found), touched)
+
+
+def _filled(data: bytes) -> NDArray[np.bool_]:
+    """Return for each 4 KiB block whether it holds more than zeros."""
+    whole = len(data) // ZERO_UNIT_BYTES * ZERO_UNIT_BYTES
+    blocks = np.frombuffer(data, dtype=np.uint64, count=whole // 8)
+    filled = np.asarray(blocks.reshape(-1, ZERO_UNIT_BYTES // 8).any(axis=1))
+    if whole < len(data):  # the disk ends inside a block
+        filled = np.append(filled, any(data[whole:]))
+    return filled
 
 
 def _outward(ranges: Ranges, size: int) -> Ranges:

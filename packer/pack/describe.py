@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from formats.ranges import total
 from packer.artifact.config import (
     Config,
@@ -18,6 +20,7 @@ from packer.artifact.config import (
     printable_warnings,
 )
 from packer.artifact.contents import Class
+from packer.artifact.hints import NO_PACKAGE
 from packer.pack.prepare import Prepared
 
 APT = "apt:"
@@ -73,6 +76,21 @@ def describe(
         totals=Totals(of(Class.BOOT), of(Class.PRIVATE), of(Class.SHARED)),
         warnings=printable_warnings(prepared.judgement.warnings),
     )
+
+
+def unlisted_bytes(prepared: Prepared) -> int:
+    """Return the bytes of what packages share that no mirror was found to list.
+
+    A package from elsewhere, or a version that mirrors no longer have: only a full copy has those.
+    """
+    contents, hints = prepared.map.contents, prepared.hints
+    listed = np.array([bool(package.filename) for package in hints.packages], dtype=bool)
+    shipped = hints.package != NO_PACKAGE
+    found = np.zeros((2, len(contents)), dtype=bool)  # in any package; in a listed one
+    found[0, hints.content[shipped]] = True
+    found[1, hints.content[shipped][listed[hints.package[shipped]]]] = True
+    rows = (contents.classes == Class.SHARED) & found[0] & ~found[1]
+    return int(contents.size[rows].sum())
 
 
 def _mirrors(prepared: Prepared, sources: Sequence[str]) -> tuple[str, ...]:

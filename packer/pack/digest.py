@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,10 +38,12 @@ class FragmentReader:
 
     def __init__(self, cut: Cut, source: Source) -> None:
         self._source = source
-        self._bounds: list[int] = cut.extent_bounds().tolist()
-        self._offset: list[int] = cut.offset.tolist()
-        self._disk_offset: list[int] = cut.disk_offset.tolist()
-        self._length: list[int] = cut.length.tolist()
+        # Arrays of Python: single numbers are had faster than from NumPy's, in a fifth of a list's
+        # memory.
+        self._bounds = array("q", cut.extent_bounds().tobytes())
+        self._offset = array("q", cut.offset.tobytes())
+        self._disk_offset = array("q", cut.disk_offset.tobytes())
+        self._length = array("q", cut.length.tobytes())
 
     def read(self, fragment: int, start: int, end: int) -> bytes:
         """Return the bytes `[start, end)` of a fragment."""
@@ -70,7 +73,7 @@ def digest_fragments(
     """Return the digests of all fragments.
 
     expected_md5: for each stream of the survey, the MD5 its package's record gives.
-    progress: called with the bytes hashed since the last call.
+    progress: called with the bytes hashed since the last call, by any thread.
     """
     sizes: list[int] = cut.size.tolist()
     streams: list[int] = cut.stream.tolist()
@@ -84,11 +87,13 @@ def digest_fragments(
     def hash_rows(bounds: tuple[int, int]) -> tuple[bytes, bytes, list[bool]]:
         digests, blocks, owned = [], [], []
         for row in range(*bounds):
-            digest, block_digests, is_owned = _hash(reader, row, sizes[row], expected(row))
+            digest, block_digests, is_owned = _hash(
+                reader, row, sizes[row], expected(row), progress
+            )
             digests.append(digest)
             blocks.append(block_digests)
             owned.append(is_owned)
-        progress(sum(sizes[bounds[0] : bounds[1]]))
+        progress(sum(size for size in sizes[bounds[0] : bounds[1]] if size <= BLOCK_BYTES))
         return b"".join(digests), b"".join(blocks), owned
 
     parts: list[tuple[bytes, bytes, list[bool]]] = []
@@ -106,8 +111,13 @@ def digest_fragments(
 
 
 def _hash(
-    reader: FragmentReader, row: int, size: int, expected_md5: bytes | None
+    reader: FragmentReader,
+    row: int,
+    size: int,
+    expected_md5: bytes | None,
+    progress: Callable[[int], None],
 ) -> tuple[bytes, bytes, bool]:
+    """Return (digest, digests of blocks, whether owned); tell the progress of a large fragment."""
     whole = hashlib.sha256()
     md5 = hashlib.md5(usedforsecurity=False)
     blocks: list[bytes] = []
@@ -115,6 +125,7 @@ def _hash(
         whole.update(piece)
         if size > BLOCK_BYTES:
             blocks.append(hashlib.sha256(piece).digest())
+            progress(len(piece))
         if expected_md5 is not None:
             md5.update(piece)
     return whole.digest(), b"".join(blocks), md5.digest() == expected_md5

@@ -21,7 +21,7 @@ from packer.artifact.zstd import compress
 from packer.pack.against import Against
 from packer.pack.bundle import write_bundles
 from packer.pack.clean import open_cleaned
-from packer.pack.describe import APT, describe
+from packer.pack.describe import APT, describe, unlisted_bytes
 from packer.pack.prepare import Resolve, prepare
 from packer.progress import Progress, Silent
 
@@ -62,8 +62,9 @@ class PackReport:
     """What was written.
 
     identity: the digest of the config, "sha256:…". stored_bytes: of the whole layout;
-    bundles: {title: bytes}. unused_bytes, zero_bytes: of the disk. signers: fingerprints. removed:
-    what was taken out of the guest before packing, a line each.
+    bundles: {title: bytes}. unused_bytes, zero_bytes: of the disk. unlisted_bytes: of shared
+    contents whose package no mirror lists. signers: fingerprints. removed: what was taken out of
+    the guest before packing, a line each.
     """
 
     output: Path
@@ -73,16 +74,20 @@ class PackReport:
     bundles: dict[str, int]
     unused_bytes: int
     zero_bytes: int
+    unlisted_bytes: int
     signers: tuple[str, ...]
     removed: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @property
     def nobody_named(self) -> bool:
-        """Return whether contents are left out and no source is named that could supply them."""
+        """Return whether contents are left out that no source is named to have."""
         carried = any(title.startswith("shared") for title in self.bundles)
         left_out = self.config.totals.shared.count > 0 and not carried
-        return left_out and not self.config.sources
+        lacking = not self.config.sources or (
+            self.config.sources == (APT,) and self.unlisted_bytes > 0
+        )
+        return left_out and lacking
 
 
 def pack(
@@ -118,7 +123,7 @@ def pack(
         contents = prepared.map.contents
         carried = [Class.BOOT, Class.PRIVATE] + ([] if options.thin else [Class.SHARED])
         total = sum(int(contents.size[contents.classes == one].sum()) for one in carried)
-        with progress.stage("compress", total) as advance:
+        with progress.stage("compressing", total) as advance:
             titled, index = write_bundles(
                 writer,
                 contents,
@@ -153,6 +158,7 @@ def pack(
         {title: blob.size for title, blob in titled.items()},
         prepared.map.bytes_of_kind(Kind.UNUSED),
         prepared.map.bytes_of_kind(Kind.ZERO),
+        unlisted_bytes(prepared),
         tuple(key.public.fingerprint for key in keys),
         removed,
         tuple(config.warnings),

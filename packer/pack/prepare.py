@@ -71,10 +71,11 @@ def prepare(
         raise InUseError(f"{disk.path}: {judgement.refusals[0]}")
     if keep_free:
         judgement = replace(judgement, dropped=())
-    if resolve is not None:
-        judgement = replace(judgement, packages=tuple(resolve(judgement.packages)))
+    if resolve is not None and judgement.packages:
+        with progress.stage("asking the mirrors", 0):
+            judgement = replace(judgement, packages=tuple(resolve(judgement.packages)))
     dropped = union(empty_ranges(), *(one.ranges for one in judgement.dropped))
-    pieces = cut(surveyed, disk.source, dropped, keep_free=keep_free)
+    pieces = cut(surveyed, disk.source, dropped, keep_free=keep_free, progress=progress)
     reader = FragmentReader(pieces, disk.source)
     with progress.stage("hashing", int(pieces.size.sum())) as advance:
         digests = digest_fragments(pieces, reader, judgement.md5, jobs=jobs, progress=advance)

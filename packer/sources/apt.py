@@ -7,14 +7,13 @@ nobody is blamed for that more than once.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import logging
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from packer.sources.apt_host import Apt, Download, find_apt, package_uri
 from packer.sources.apt_index import PackageKey, checked, key_of, resolve
 from packer.sources.base import Offers, Piece, SourceError, Wanted
 from packer.sources.deb import PackageFileError, Rows, Search, read_package, rows_by_package
+from packer.sources.package_cache import PackageCache
+from packer.text import printable
 
 BATCH_FILES = 32
 BATCH_BYTES = 32 << 20
@@ -51,16 +52,14 @@ class _Parcel:
 class AptSource:
     """Packages of the host's mirrors.
 
-    folder: where fetched packages and lists are kept; created when needed. progress: called with
-    bytes that arrived, from a thread of its own.
+    folder: where fetched packages and lists are kept; created when needed.
     """
 
     uri = "apt:"
     local = False
 
-    def __init__(self, folder: Path, *, progress: Callable[[int], None] | None = None) -> None:
-        self._folder = folder
-        self._progress = progress
+    def __init__(self, folder: Path) -> None:
+        self._cache = PackageCache(folder)
         self._apt = find_apt()
         self._lock = threading.Lock()
         self._stops: set[threading.Event] = set()
@@ -69,12 +68,6 @@ class AptSource:
         self._resolved: dict[PackageKey, tuple[Package, str]] = {}
         self._absent: set[Path] = set()
         self._bases: list[str] | None = None
-        self._received_bytes = 0
-
-    @property
-    def received_bytes(self) -> int:
-        """Bytes of package files that were fetched so far."""
-        return self._received_bytes
 
     def find(self, wanted: Wanted, *, deep: bool) -> Offers:
         """Return the wanted contents of packages that a mirror has, grouped by package.
@@ -92,7 +85,7 @@ class AptSource:
             self._resolve(packages, deep), groups.values(), strict=True
         ):
             mine = np.array([row for row in rows.tolist() if row not in taken], dtype=np.int64)
-            parcel = _Parcel(package, base, self._folder / f"{_key(package)}.deb", mine)
+            parcel = _Parcel(package, base, self._cache.path_of(package), mine)
             if len(mine) and package.filename and parcel.path not in self._absent:
                 taken.update(mine.tolist())
                 owner.update(dict.fromkeys(mine.tolist(), len(parcels)))
@@ -100,12 +93,13 @@ class AptSource:
         with self._lock:
             self._wanted = wanted
             self._owner.update({row: parcels[number] for row, number in owner.items()})
-        return _offers(owner, parcels, wanted)
+        with self._cache.errors():
+            return _offers(owner, parcels, wanted)
 
     def fetch(self, rows: Rows) -> Iterator[Piece]:
         """Yield the pieces found in packages; the next packages are fetched meanwhile.
 
-        Raises SourceError when no mirror can be reached.
+        Raises SourceError when no mirror can be reached, or packages cannot be kept on this host.
         """
         apt = self._usable()
         with self._lock:
@@ -117,7 +111,11 @@ class AptSource:
         if wanted is None:
             return
         search = Search(wanted, rows)
-        with closing(self._fetched(apt, [parcel for parcel, _ in asked.values()])) as parcels:
+        with (
+            self._cache.errors(),
+            self._cache.reading(),
+            closing(self._fetched(apt, [parcel for parcel, _ in asked.values()])) as parcels,
+        ):
             for parcel in parcels:
                 expected = asked[parcel.path][1]
                 if not search.lacks(expected):
@@ -146,7 +144,7 @@ class AptSource:
         unknown = [key_of(one) for one in packages if not one.filename]
         unknown = [key for key in unknown if key not in self._resolved]
         if unknown:
-            found = resolve(unknown, update_folder=self._folder / "lists" if deep else None)
+            found = resolve(unknown, update_folder=self._cache.lists if deep else None)
             if found.note:
                 _log.warning("%s: %s", self.uri, found.note)
             for key, package, base in zip(unknown, found.packages, found.base_uris, strict=True):
@@ -177,7 +175,7 @@ class AptSource:
 
     def _obtain(self, apt: Apt, batch: Sequence[_Parcel], stop: threading.Event) -> list[_Parcel]:
         """Fetch what is not there yet, from one mirror after the other; return what is there."""
-        with _only_one(self._folder):
+        with self._cache.fetching():
             missing = [parcel for parcel in batch if not parcel.path.exists()]
             bases = self._base_uris(apt) if missing else []
             reasons: dict[Path, str] = {}
@@ -186,6 +184,9 @@ class AptSource:
                     missing = self._try_mirror(apt, missing, bases, turn, stop, reasons)
         self._report(missing, reasons, stop)
         there = [parcel for parcel in batch if parcel.path.exists()]
+        for parcel in there:
+            with suppress(OSError):  # noted for the collection, which goes by the last use
+                os.utime(parcel.path)
         if missing and not there and not all(map(_says_absent, reasons.values())):
             raise SourceError(
                 f"apt: no mirror can be reached: {next(iter(reasons.values()), 'none is set up')}",
@@ -212,7 +213,7 @@ class AptSource:
                 downloads[parcel.path] = Download(
                     uri, parcel.partial, parcel.package.sha256, parcel.package.size_bytes
                 )
-        failed = apt.download(list(downloads.values()), stop, self._count) if downloads else {}
+        failed = apt.download(list(downloads.values()), stop) if downloads else {}
         for path, one in downloads.items():
             if one.uri in failed:
                 reasons[path] = failed[one.uri]
@@ -231,21 +232,19 @@ class AptSource:
         if gone:
             names = ", ".join(f"{one.package.name} {one.package.version}" for one in gone[:5])
             more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
-            _log.warning("%s: not on the mirrors (any more): %s%s", self.uri, names, more)
+            _log.warning(
+                "%s: not on the mirrors (any more): %s%s", self.uri, printable(names), more
+            )
         for one in missing:
             if not stop.is_set() and not _says_absent(reasons.get(one.path, "")):
                 reason = reasons.get(one.path, "no address")
-                _log.warning("%s: %s: %s", self.uri, one.package.name, reason)
+                name = printable(one.package.name)
+                _log.warning("%s: %s: %s", self.uri, name, printable(reason))
 
     def _base_uris(self, apt: Apt) -> list[str]:
         if self._bases is None:
             self._bases = apt.base_uris()
         return self._bases
-
-    def _count(self, received: int) -> None:
-        self._received_bytes += received
-        if self._progress is not None:
-            self._progress(received)
 
 
 def _offers(owner: dict[int, int], parcels: Sequence[_Parcel], wanted: Wanted) -> Offers:
@@ -276,18 +275,3 @@ def _batches(parcels: Sequence[_Parcel]) -> list[list[_Parcel]]:
 def _says_absent(reason: str) -> bool:
     """Return whether apt's words mean that the mirror does not have a file."""
     return reason.startswith(("404 ", "410 ", "File not found"))
-
-
-def _key(package: Package) -> str:
-    """Return the name of a package's file in the cache; nothing of a stranger's goes into it."""
-    parts = (package.name, package.version, package.architecture, package.sha256)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Keep other processes from fetching to the same names; they would find the files here."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -30,10 +31,19 @@ MAX_INDEX_BYTES = 1 << 30
 """Of one decompressed Packages file; Debian's main has 50 MB."""
 
 MAX_MIRROR_LIST_BYTES = 1 << 20
+MAX_MIRRORS = 16
+"""Of a list of mirrors; as many are asked for a package, one after the other."""
+
 ASK_SECONDS = 60.0
 UPDATE_SECONDS = 600.0
 POLL_SECONDS = 0.1
 
+STALL_SECONDS = 300.0
+STALL_BYTES = 1 << 14
+"""apt's own timeout ends silence; a mirror that drips would keep it for ever. Several dead
+mirrors in a row, each with apt's timeouts and retries, stay below this time."""
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9+.~:_%@=,-]+", re.ASCII)
 _PRINTED = re.compile(r"'([^']+)' \S+ \d+")
 _FAILED = re.compile(r"^[EW]: Failed to fetch (\S+)  (.*)$", re.MULTILINE)
@@ -92,7 +102,9 @@ class Apt:
             with target.open("rb") as file:
                 lines = file.read(MAX_MIRROR_LIST_BYTES).decode("utf-8", "replace").splitlines()
         words = [line.partition("#")[0].split() for line in lines]
-        return [word[0].rstrip("/") + "/" for word in words if word]
+        # What is no address would be an option to apt: the list may come from anywhere.
+        bases = [word[0].rstrip("/") + "/" for word in words if word and _ADDRESS.match(word[0])]
+        return bases[:MAX_MIRRORS]
 
     def index_files(self, options: Sequence[str] = ()) -> list[IndexFile]:
         """Return the Packages files that apt has; none before the first `apt-get update`."""
@@ -142,12 +154,14 @@ class Apt:
         self,
         downloads: Sequence[Download],
         stop: threading.Event,
-        progress: Callable[[int], None] | None = None,
+        *,
+        stall_seconds: float = STALL_SECONDS,
     ) -> dict[str, str]:
         """Fetch package files to their targets and return {uri: reason} of those that failed.
 
         What lies at a target is continued. A file appears complete or not at all: with the size
-        and digest asked for, where they are known. progress: called with bytes that arrived.
+        and digest asked for, where they are known. stall_seconds: with fewer than STALL_BYTES in
+        this time apt is ended, whatever it still waits for.
         """
         command = [self.helper, "-qq", *_set("Acquire::Retries", "3")]
         command += _set("Acquire::Source-Symlinks", "false")  # file: is copied like the rest
@@ -164,7 +178,7 @@ class Apt:
                 stderr=messages,
                 env=_environment(),
             ) as process:
-                _watch(process, downloads, stop, progress)
+                _watch(process, downloads, stop, stall_seconds)
             messages.seek(0)
             text = messages.read(1 << 20).decode("utf-8", "replace")
         reasons = {unquote(uri): reason.strip() for uri, reason in _FAILED.findall(text)}
@@ -220,24 +234,23 @@ def _watch(
     process: subprocess.Popen[bytes],
     downloads: Sequence[Download],
     stop: threading.Event,
-    progress: Callable[[int], None] | None,
+    stall_seconds: float,
 ) -> None:
-    """Wait for apt, report how far it is, end it when told so or when a file has no end."""
-    seen = sum(_size(one.target) for one in downloads)
+    """Wait for apt; end it when told so, when a file has no end, or when hardly anything comes."""
+    counted, since = sum(_size(one.target) for one in downloads), time.monotonic()
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL_SECONDS)
+        if process.poll() is not None:
+            return
         endless = any(
             _size(one.target) > (one.size_bytes or MAX_PACKAGE_BYTES) for one in downloads
         )
-        if (stop.is_set() or endless) and process.poll() is None:
-            process.terminate()
         now = sum(_size(one.target) for one in downloads)
-        if progress is not None and now > seen:
-            progress(now - seen)
-        seen = max(seen, now)
-        if process.poll() is not None:
-            return
+        if now - counted >= STALL_BYTES:
+            counted, since = now, time.monotonic()
+        if stop.is_set() or endless or time.monotonic() - since > stall_seconds:
+            process.terminate()
 
 
 def _problem(download: Download) -> str:

@@ -19,6 +19,10 @@ from packer.sources.base import SourceError
 PackageKey = tuple[str, str, str]
 """name, version, architecture, as dpkg has them."""
 
+MAX_ARCHITECTURES = 8
+"""Of the packages of one guest; each costs the mirrors' lists of it."""
+
+_ARCHITECTURE = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)  # Debian policy 5.6.8
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
 
@@ -129,7 +133,7 @@ def _looked_up(apt: Apt, files: Sequence[IndexFile], packages: Sequence[PackageK
     for file in files:
         try:
             text = apt.read_index(file)
-        except SourceError as error:
+        except (SourceError, OSError) as error:
             _log.warning("%s", error)
             continue
         for key, package in find_packages(text, wanted):
@@ -153,7 +157,9 @@ def _merged(first: Sequence[IndexFile], second: Sequence[IndexFile]) -> list[Ind
 
 
 def _architectures(packages: Sequence[PackageKey]) -> set[str]:
-    return {key[2] for key in packages} - {"all", ""}
+    """Return the architectures that apt can be asked for; what else a pack names is passed over."""
+    named = {key[2] for key in packages if _ARCHITECTURE.fullmatch(key[2])} - {"all"}
+    return set(sorted(named)[:MAX_ARCHITECTURES])
 
 
 def _unresolved(packages: Sequence[PackageKey], note: str) -> Resolution:

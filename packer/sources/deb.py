@@ -60,9 +60,11 @@ class Search:
         self._found: set[tuple[int, int]] = set()
         self._by_size: dict[int, dict[Window, dict[bytes, list[tuple[int, int]]]]] = {}
         hints = wanted.hints
-        for hint in np.flatnonzero(np.isin(hints.content, rows)).tolist():
-            row = int(hints.content[hint])
-            self._add(row, int(hints.file_size[hint]), int(hints.file_offset[hint]))
+        which = np.isin(hints.content, rows)
+        places = np.stack([hints.content, hints.file_size, hints.file_offset], axis=1)[which]
+        # Each place once: a large file may have very many names.
+        for row, file_size, file_offset in np.unique(places, axis=0).tolist():
+            self._add(row, file_size, file_offset)
 
     def _add(self, row: int, file_size: int, file_offset: int) -> None:
         if file_offset < 0 or file_offset + int(self._contents.size[row]) > file_size:

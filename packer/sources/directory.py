@@ -198,7 +198,7 @@ class DirectorySource:
         which = np.flatnonzero(np.isin(hints.content, wanted.rows))
         content, start = hints.content[which], hints.file_offset[which]
         # Hints may contradict the contents: they are as untrusted as any other part of a pack.
-        sane = (start >= 0) & (start + contents.size[content] <= hints.file_size[which])
+        sane = (start >= 0) & (start <= hints.file_size[which] - contents.size[content])
         places, paths = array("q"), []
         stamps: array[int] = array("q")
         sizes = hints.file_size.tolist()

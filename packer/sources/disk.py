@@ -203,7 +203,8 @@ def _guess(table: Survey, wanted: Wanted) -> _Candidates:
     which = np.flatnonzero(np.isin(hints.content, wanted.rows))
     content, start = hints.content[which], hints.file_offset[which]
     # Hints may contradict the contents: they are as untrusted as any other part of a pack.
-    sane = (start >= 0) & (start + contents.size[content] <= hints.file_size[which])
+    room = hints.file_size[which] - contents.size[content]  # compared with: a sum could wrap around
+    sane = (start >= 0) & (start <= room)
     which = which[sane]
     streams = _by_name_and_size(table, np.unique(hints.file_size[which]))
     sizes = hints.file_size.tolist()

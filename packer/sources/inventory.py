@@ -25,6 +25,7 @@ from packer.artifact import zstd
 from packer.artifact.contents import DIGEST_BYTES
 from packer.columns import PackedColumn, decode_column, encode_column
 from packer.errors import Error, InputError
+from packer.progress import Progress, Silent
 from packer.sources.memory import Memory, find_rows
 from packer.sources.tree import Tree, hash_files
 
@@ -140,10 +141,10 @@ def decode(data: bytes, what: str) -> Inventory:
 def _decode_names(names: bytes | None, rows: int, what: str) -> tuple[str, ...]:
     if names is None:
         return ()
-    found = tuple(names.decode("utf-8", "surrogateescape").split("\0"))
-    if len(found) != rows:
-        raise InputError(f"{what}: names: expected {rows}, found {len(found)}")
-    return found
+    count = names.count(b"\0") + 1  # before they are cut: NULs alone would fill the memory
+    if count != rows:
+        raise InputError(f"{what}: names: expected {rows}, found {count}")
+    return tuple(names.decode("utf-8", "surrogateescape").split("\0"))
 
 
 def take_inventory(
@@ -151,6 +152,7 @@ def take_inventory(
     memory: Memory | None = None,
     *,
     with_names: bool = False,
+    progress: Progress | None = None,
 ) -> Inventory:
     """Return what every user can read below the given (root, folders to leave out) of this host.
 
@@ -165,7 +167,8 @@ def take_inventory(
         try:
             files = tree.walk(None)
             size = files.stamp[:, 2]
-            digest, known = hash_files(tree, files, np.zeros_like(size), size, memory)
+            with (progress or Silent()).stage(f"hashing {root}", int(size.sum())) as advance:
+                digest, known = hash_files(tree, files, np.zeros_like(size), size, memory, advance)
         finally:
             tree.close()
         digests.append(digest[known])

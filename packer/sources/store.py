@@ -23,7 +23,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from packer import host
 from packer.artifact.contents import Contents
 from packer.clone import Cloner
 from packer.sources.base import FileRange, Offers, Wanted, free_offers
@@ -43,10 +44,12 @@ from packer.sources.store_files import (
     OBJECTS,
     OPEN_FLAGS,
     TEMPORARY,
+    check_folder,
     copy_range,
     is_locked,
     locked,
     make_folders,
+    named_by_rules,
     names,
     store_errors,
     write_all,
@@ -92,14 +95,16 @@ class Removed:
 class Store:
     """The store in one folder, which is made when something is put. Threads, processes: any number.
 
-    As a source, one object answers for one table of contents (one pack).
+    As a source, one object answers for one table of contents (one pack). Its uri is "store:" where
+    this host usually has it, "store:FOLDER" elsewhere.
     """
 
-    uri = "store:"
     local = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        usual = folder.absolute() == (host.data_dir() / "store").absolute()
+        self.uri = "store:" if usual else f"store:{folder}"
         self.leases = Leases(folder)
         self._objects = folder / OBJECTS
         self._temporary = folder / TEMPORARY
@@ -176,8 +181,12 @@ class Store:
         return None
 
     def list(self) -> Iterator[StoredObject]:
-        """Yield all objects by digest; files with other names are none of the store's."""
+        """Yield all objects by digest; files with other names are none of the store's.
+
+        A folder that is not there is an empty store. Raises StoreError when it is no folder.
+        """
         with store_errors(self.folder):
+            check_folder(self.folder)
             for prefix in names(self._objects, _PREFIX):
                 for rest in names(self._objects / prefix, _REST):
                     status = _status(self._objects / prefix / rest)
@@ -280,7 +289,7 @@ class Store:
             free = [one for one in objects if one.digest not in kept]
             total = sum(one.size for one in objects)
             if not everything:
-                free = _named_by_rules(free, total, max_bytes, older_than_seconds)
+                free = named_by_rules(free, total, max_bytes, older_than_seconds)
             for one in free:
                 self._remove(one.digest)
         gone = sum(one.size for one in free)
@@ -356,23 +365,6 @@ class Store:
             path.unlink(missing_ok=True)
             removed += 1
         return removed
-
-
-def _named_by_rules(
-    free: Sequence[StoredObject],
-    total_bytes: int,
-    max_bytes: int | None,
-    older_than_seconds: float | None,
-) -> list[StoredObject]:
-    """Return which unleased objects, the least recently used first, are to go."""
-    old_ns = -1 if older_than_seconds is None else time.time_ns() - int(older_than_seconds * 1e9)
-    gone: list[StoredObject] = []
-    for one in free:
-        too_much = max_bytes is not None and total_bytes > max_bytes
-        if too_much or one.used_ns < old_ns:
-            gone.append(one)
-            total_bytes -= one.size
-    return gone
 
 
 def _status(path: Path | str, folder: int | None = None) -> os.stat_result | None:

@@ -1,4 +1,4 @@
-"""Files of the store, for its objects and its leases: names, locks, copies, errors in words."""
+"""Files of the store: names, locks, copies, rules of collection, errors in words."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from packer.clone import Cloner
 from packer.sources.base import SourceError
@@ -44,8 +46,18 @@ def store_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def check_folder(folder: Path) -> None:
+    """Raise StoreError when something else than a folder lies where a store is expected."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise StoreError(
+            f"store {folder}: expected a folder, found something else",
+            hint="--store FOLDER names another store",
+        )
+
+
 def make_folders(folder: Path) -> None:
     """Make a store; what it holds may be private, so nobody else may look into it."""
+    check_folder(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in (TEMPORARY, OBJECTS, LEASES):
         (folder / name).mkdir(mode=0o700, exist_ok=True)
@@ -73,6 +85,41 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+class Collectable(Protocol):
+    """Something that can be removed, because it can be had again."""
+
+    @property
+    def size(self) -> int:
+        """Return how many bytes it has."""
+
+    @property
+    def used_ns(self) -> int:
+        """Return when it was last used, nanoseconds since 1970."""
+
+
+_Thing = TypeVar("_Thing", bound=Collectable)
+
+
+def named_by_rules(
+    free: Sequence[_Thing],
+    total_bytes: int,
+    max_bytes: int | None,
+    older_than_seconds: float | None,
+) -> list[_Thing]:
+    """Return which of the free things, the least recently used first, are to go.
+
+    total_bytes: of all things, also those that are not free. max_bytes: how many may stay.
+    """
+    old_ns = -1 if older_than_seconds is None else time.time_ns() - int(older_than_seconds * 1e9)
+    gone: list[_Thing] = []
+    for one in free:
+        too_much = max_bytes is not None and total_bytes > max_bytes
+        if too_much or one.used_ns < old_ns:
+            gone.append(one)
+            total_bytes -= one.size
+    return gone
 
 
 def names(folder: Path, pattern: re.Pattern[str]) -> list[str]:

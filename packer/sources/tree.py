@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from packer.artifact.contents import DIGEST_BYTES
 from packer.mounts import file_system_type
+from packer.progress import Advance, ignore
 from packer.sources.base import SourceError
 from packer.sources.memory import Memory, Stamps, as_stamps, hash_range, stamp_of
 
@@ -315,17 +316,24 @@ class Opener:
 
 
 def hash_files(
-    tree: Tree, files: Files, start: Rows, length: Rows, memory: Memory | None
+    tree: Tree,
+    files: Files,
+    start: Rows,
+    length: Rows,
+    memory: Memory | None,
+    advance: Advance = ignore,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Return (digest uint8[k, 32], known bool[k]) of the range `[start, start + length)` of files.
 
     Reads only what the memory does not know, with all processors, and tells it what was read. A
     file that is not in its state any more, or changes while it is read, stays unknown.
+    advance: called with the bytes that are done with since the last call.
     """
     digest = np.zeros((len(start), DIGEST_BYTES), dtype=np.uint8)
     known = np.zeros(len(start), dtype=bool)
     if memory is not None and len(start):
         digest, known = memory.recall(files.stamp, start, length)
+    advance(int(length[known].sum()))
     unread = np.flatnonzero(~known)
     batches = _batches(np.array(sorted(unread.tolist(), key=files.path.__getitem__)), length)
 
@@ -349,6 +357,7 @@ def hash_files(
             known[good] = True
             if memory is not None:
                 memory.remember(files.stamp[good], start[good], length[good], digest[good])
+            advance(int(length[rows].sum()))
     return digest, known
 
 

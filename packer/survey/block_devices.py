@@ -16,6 +16,11 @@ _CLASS = Path("/sys/class/block")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
+def kernel_text(path: str | Path) -> str:
+    """Return a file of /proc or /sys; names in it are bytes, and may be no UTF-8."""
+    return os.fsdecode(Path(path).read_bytes())
+
+
 def related_devices(name: str) -> set[str]:
     """Return the kernel names of a block device, its partitions, and all that is built on them."""
     found: set[str] = set()
@@ -39,7 +44,7 @@ def mounts_of(devices: Set[str]) -> list[str]:
     numbers = set(filter(None, map(_number, devices)))
     nodes = {f"/dev/{name}" for name in devices}
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in kernel_text("/proc/self/mountinfo").rstrip("\n").split("\n"):
         # 36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/root rw,errors=continue
         before, _, after = line.partition(" - ")
         fields, behind = before.split(" "), after.split(" ")
@@ -52,7 +57,7 @@ def mounts_of(devices: Set[str]) -> list[str]:
 def swaps_of(status: os.stat_result, devices: Set[str] = frozenset()) -> list[str]:
     """Return a clause for each active swap area in the given file or on the given devices."""
     found = []
-    for line in Path("/proc/swaps").read_text().splitlines()[1:]:
+    for line in kernel_text("/proc/swaps").rstrip("\n").split("\n")[1:]:
         place = unescaped(line.split()[0])
         try:
             other = Path(place).stat()
@@ -74,7 +79,7 @@ def sectors_written(device: int) -> int:
     device: its number, as `st_rdev` has it.
     """
     try:
-        fields = Path(f"/sys/dev/block/{_pair(device)}/stat").read_text().split()
+        fields = kernel_text(f"/sys/dev/block/{_pair(device)}/stat").split()
     except OSError:
         return 0
     return int(fields[6])  # write sectors
@@ -87,7 +92,7 @@ def unescaped(text: str) -> str:
 
 def _number(name: str) -> str:
     try:
-        return (_CLASS / name / "dev").read_text().strip()
+        return kernel_text(_CLASS / name / "dev").strip()
     except OSError:
         return ""
 

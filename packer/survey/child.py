@@ -83,8 +83,22 @@ def run(job: Job) -> bytearray:
     Raises ChildError when it dies, takes too long or answers too much. The answer itself is not
     looked at: it is as untrusted as the disk.
     """
+    code, answer, errors = exchange(
+        interpreter_running(_BOOT, WORKER, str(os.getpid()), *import_path()), job
+    )
+    if code != 0:
+        raise job.failed(_why(code, errors, job.limits))
+    return answer
+
+
+def exchange(command: list[str], job: Job) -> tuple[int, bytearray, bytes]:
+    """Run a command with the job's request as its input; the command limits itself.
+
+    Returns (exit code, or minus the signal; what it answered; the end of what it complained).
+    Raises ChildError when it takes too long or answers too much.
+    """
     process = subprocess.Popen(
-        interpreter_running(_BOOT, WORKER, str(os.getpid()), *import_path()),
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -97,9 +111,7 @@ def run(job: Job) -> bytearray:
         answer, errors = _Exchange(process, job).finish()
     finally:
         _end(process)
-    if process.returncode != 0:
-        raise job.failed(_why(process.returncode, errors, job.limits))
-    return answer
+    return process.returncode, answer, errors
 
 
 def interpreter_running(code: str, *arguments: str) -> list[str]:
@@ -162,7 +174,8 @@ class _Exchange:
         return left
 
     def _too_long(self) -> ChildError:
-        return self._job.failed(f"took longer than {self._job.limits.wall_seconds:g} seconds")
+        allowed = round(self._job.limits.wall_seconds, 1)
+        return self._job.failed(f"took longer than {allowed:g} seconds")
 
     def _send(self, fd: int) -> None:
         try:

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from packer.errors import InUseError
-from packer.survey.block_devices import mounts_of, related_devices, swaps_of
+from packer.survey.block_devices import kernel_text, mounts_of, related_devices, swaps_of
+from packer.survey.child import clean_text
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, len, pid
 
@@ -41,7 +42,7 @@ def refuse_if_in_use(paths: Iterable[Path]) -> None:
     for path in paths:
         sentences = findings(path)
         if sentences:
-            raise InUseError(f"{path} is in use: " + "; ".join(sentences), hint=_HINT)
+            raise InUseError(f"{path} is in use: {clean_text('; '.join(sentences))}", hint=_HINT)
 
 
 def findings(path: Path) -> list[str]:
@@ -163,7 +164,7 @@ def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
 
 
 def _may_write(pid: int, number: str) -> bool:
-    for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines():
+    for line in kernel_text(f"/proc/{pid}/fdinfo/{number}").splitlines():
         name, _, value = line.partition(":")
         if name == "flags":
             return int(value, 8) & os.O_ACCMODE != os.O_RDONLY
@@ -172,7 +173,7 @@ def _may_write(pid: int, number: str) -> bool:
 
 def _name(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return kernel_text(f"/proc/{pid}/comm").strip()
     except OSError:
         return "ended"
 
@@ -182,8 +183,8 @@ def _loop_findings(status: os.stat_result) -> list[str]:
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
         device = entry.parents[1]
         try:
-            backing = Path(entry.read_text().rstrip("\n")).stat()
-            read_only = (device / "ro").read_text().strip() == "1"
+            backing = Path(kernel_text(entry).rstrip("\n")).stat()
+            read_only = kernel_text(device / "ro").strip() == "1"
         except OSError:  # detached meanwhile, or deleted
             continue
         if _is_same(backing, status) and not read_only:

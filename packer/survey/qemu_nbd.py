@@ -15,8 +15,15 @@ from urllib.parse import quote
 import msgspec
 
 from packer.errors import InputError
-from packer.survey.child import bare_environment, clean_text, import_path, interpreter_running
-from packer.survey.limits import GIB
+from packer.survey.child import (
+    Job,
+    bare_environment,
+    clean_text,
+    exchange,
+    import_path,
+    interpreter_running,
+)
+from packer.survey.limits import GIB, Limits
 from packer.transport.nbd import NbdError, NbdSource
 
 START_SECONDS = 15.0
@@ -154,15 +161,17 @@ def demand_complete(path: Path, container: str, files: Sequence[Path]) -> None:
             hint="install qemu-img (package qemu-utils on Debian and Ubuntu)",
         )
     image = _image(path, container, force_share=True)
-    checked = _told(program, "check", "--output=json", "-U", image)
-    if checked.returncode not in _CHECK_PASSED:
-        words = checked.stderr.decode("utf-8", "replace").split()
-        raise _incomplete(path, clean_text(" ".join(words)))
-    mapped = _told(program, "map", "--output=json", "-U", image)
-    if mapped.returncode:
+    code, _, complaints = _asked(path, program, "check", "--output=json", "-U", image)
+    if code not in _CHECK_PASSED:
+        words = complaints[:_MESSAGE_BYTES].decode("utf-8", "replace").split()
+        raise _incomplete(
+            path, clean_text(" ".join(words)) or f"qemu-img check ended with code {code}"
+        )
+    code, answer, _ = _asked(path, program, "map", "--output=json", "-U", image)
+    if code:
         raise _incomplete(path, "its map cannot be read")
     try:
-        pieces = _map_decoder.decode(mapped.stdout)
+        pieces = _map_decoder.decode(answer)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: what qemu-img says of it cannot be read: {error}") from error
     longest = max(file.stat().st_size for file in files)
@@ -180,27 +189,14 @@ _map_decoder = msgspec.json.Decoder(list[_MapPiece])
 _CHECK_PASSED = (0, 3, 63)
 """Exit codes of `qemu-img check`: sound, leaked clusters only, a driver that cannot check."""
 _CHECK_SECONDS = 600
+_MAP_BYTES = 512 << 20  # 3 million pieces; as many clusters of 64 KiB are 200 GiB
 
 
-def _told(program: str, verb: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Run qemu-img under the limits of a parser and return what it said, bounded."""
-    with tempfile.TemporaryFile() as said:
-        command = interpreter_running(_BOOT, *import_path(), "--", program, verb, *arguments)
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                env=bare_environment(),
-                timeout=_CHECK_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise InputError(f"qemu-img {verb} took more than {_CHECK_SECONDS} s") from error
-        said.seek(0)
-        words = said.read(_MESSAGE_BYTES)
-    return subprocess.CompletedProcess(command, done.returncode, done.stdout, words)
+def _asked(path: Path, program: str, verb: str, *arguments: str) -> tuple[int, bytearray, bytes]:
+    """Run qemu-img under the limits of a parser: see child.exchange."""
+    command = interpreter_running(_BOOT, *import_path(), "--", program, verb, *arguments)
+    limits = Limits(wall_seconds=_CHECK_SECONDS, result_bytes=_MAP_BYTES)
+    return exchange(command, Job(f"qemu-img {verb}", path.name, b"", limits=limits))
 
 
 def _incomplete(path: Path, reason: str) -> InputError:

@@ -66,8 +66,9 @@ MAGICS = (
     Magic(64 * _KIB + 0x34, b"ReIsEr", "ReiserFS"),  # reiserfs.c, all versions of 3.6
     Magic(64 * _KIB + 0x55C, b"\x19\x01\x54\x19", "UFS2"),  # ufs.c
     Magic(32, b"NXSB", "APFS"),  # apfs.c
-    Magic(1 * _KIB, b"H+", "HFS+"),  # hfs.c
-    Magic(1 * _KIB, b"HX", "HFSX"),  # hfs.c
+    # hfs.c; with the version behind it (Apple TN1150), or an ext with 11080 inodes begins alike
+    Magic(1 * _KIB, b"H+\0\4", "HFS+"),
+    Magic(1 * _KIB, b"HX\0\5", "HFSX"),
     Magic(1024 * _KIB, b"\x0d\xd0\x01\xc0", "VMFS member"),  # vmfs.c
     Magic(0, b"integrt\0", "dm-integrity"),  # Linux drivers/md/dm-integrity.c, SB_MAGIC
     Magic(0, b"verity\0\0", "dm-verity hash tree"),  # verity_hash.c

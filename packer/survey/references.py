@@ -16,18 +16,20 @@ from formats.source import Source
 CONTAINERS = ("vmdk", "vhd", "vhdx", "vdi", "parallels")
 """What is read through qemu; qemu's own old formats (qed, qcow) are not worth the risk."""
 
-_DESCRIPTOR_MAGIC = b"# Disk DescriptorFile"
 _SPARSE_MAGIC = b"KDMV"
+_ESX_MAGIC = b"COWD"
 _CAPACITY = slice(12, 20)  # u64 little-endian, sectors; 0: only the descriptor counts
 _DESCRIPTOR_SECTOR = slice(28, 36)  # u64 little-endian
 _SPARSE_HEADER_BYTES = 512
 _SECTOR_BYTES = 512
+_OFFSET_WRAPS_AT = 1 << 64  # vmdk_open_vmdk4 shifts the sector in an u64, whatever falls out
 _PARENT_DESCRIPTOR_OFFSET = 0x200  # where vmdk_parent_open looks, whatever the header says
 _DESCRIPTOR_BYTES = (1 << 20) - 1  # vmdk_read_desc reads no more
 
-# Every line that qemu opens a file for ends with one of these types and a name in quotes. The
-# pattern is wider than qemu's `sscanf`, so that nothing it accepts is missed.
-_EXTENT = re.compile(rb'(?:FLAT|SPARSE|VMFS)\s*"([^\n\r"]*)"', re.IGNORECASE)
+# Every line that qemu opens a file for ends with one of these types and a name in quotes, of which
+# its `sscanf` demands only the first one. The pattern is wider than that, so that nothing it
+# accepts is missed.
+_EXTENT = re.compile(rb'(?:FLAT|SPARSE|VMFS)\s*"([^\n\r"]+)', re.IGNORECASE)
 _PARENT_CID = re.compile(rb"parentCID\s*=\s*([0-9a-fA-F]+)", re.IGNORECASE)
 _NO_PARENT = 0xFFFF_FFFF
 _PARENT_NAME = re.compile(rb'parentFileNameHint\s*=\s*"[^\n\r"]', re.IGNORECASE)
@@ -67,13 +69,13 @@ def is_plain_name(name: str) -> bool:
 
 def _vmdk_extents(source: Source) -> list[str]:
     start = source.pread(0, min(source.size, _SPARSE_HEADER_BYTES))
-    if start.startswith(_DESCRIPTOR_MAGIC):
-        offsets = {0}
-    elif start.startswith(_SPARSE_MAGIC):
+    if start.startswith(_SPARSE_MAGIC):
         recorded = int.from_bytes(start[_DESCRIPTOR_SECTOR], "little") * _SECTOR_BYTES
-        offsets = {recorded, _PARENT_DESCRIPTOR_OFFSET}
+        offsets = {recorded % _OFFSET_WRAPS_AT, _PARENT_DESCRIPTOR_OFFSET}
+    elif start.startswith(_ESX_MAGIC):
+        return []  # qemu reads no descriptor of it
     else:
-        return []
+        offsets = {0}  # qemu takes whatever has no magic for a descriptor
     texts = [_descriptor(source, offset) for offset in offsets if offset < source.size]
     for text in texts:
         parents = _PARENT_CID.findall(text)
@@ -82,7 +84,9 @@ def _vmdk_extents(source: Source) -> list[str]:
     if start.startswith(_SPARSE_MAGIC) and any(start[_CAPACITY]):
         return []  # its own descriptor lists the file itself, and qemu does not follow that
     names = {name for text in texts for name in _EXTENT.findall(text)}
-    return sorted(name.decode("utf-8", "surrogateescape") for name in names)
+    # A byte that is no UTF-8 becomes a backslash, which no plain name has: were it replaced by
+    # something harmless, another file would be checked than the one that qemu opens.
+    return sorted(name.decode("utf-8", "backslashreplace") for name in names)
 
 
 def _descriptor(source: Source, offset: int) -> bytes:

@@ -6,7 +6,8 @@ A table that cannot be read is an error. A volume that cannot be read is raw: it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,17 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 def survey(disk: Disk, *, limits: Limits | None = None) -> Survey:
     """Return who owns which bytes of the disk.
 
+    limits: of each child; the wall clock counts for all of them together, because a table may
+    list thousands of volumes that each take as long as they can.
     Raises InputError when its partition table cannot be read.
     """
     limits = limits or Limits()
+    deadline = time.monotonic() + limits.wall_seconds
     table = _read_table(disk, limits)
     gathered = _Gathered()
     for partition in table.partitions:
-        gathered.add(partition, *_read_volume(disk, partition, limits))
+        left = replace(limits, wall_seconds=deadline - time.monotonic())
+        gathered.add(partition, *_read_volume(disk, partition, left))
     return gathered.survey(disk, table)
 
 
@@ -44,7 +49,9 @@ def _read_table(disk: Disk, limits: Limits) -> wire.TableReply:
     if isinstance(reply, wire.Failure):
         raise InputError(
             f"the partition table of {disk.path} cannot be read: {clean_text(reply.reason)}",
-            hint="check it with sgdisk --verify or sfdisk --verify",
+            hint="check it with sgdisk --verify or sfdisk --verify"
+            if disk.files
+            else "its server must take several clients at once (qemu-nbd --shared=0)",
         )
     try:
         return believe_table(reply, disk.size)
@@ -58,6 +65,8 @@ def _read_volume(
     """Return (what its reader found, warning); None for a volume that stays raw."""
     if not partition.reader:
         return None, "" if partition.quiet else _raw_warning(disk, partition, partition.note)
+    if limits.wall_seconds <= 0:
+        return None, _raw_warning(disk, partition, "no time is left to read it")
     size = partition.end - partition.start
     request = wire.ReadVolume(disk.opening, partition.reader, partition.start, partition.end)
     place = f"volume {partition.number} of {_name(disk)}" if partition.number else _name(disk)

@@ -18,9 +18,10 @@ from formats.errors import FormatError
 from formats.filesystem import ext, fat, swap
 from formats.filesystem.model import FileSystem
 from formats.source import Source, Window
-from formats.volume.model import Partition
+from formats.volume.model import Partition, PartitionTable
 from formats.volume.table import read_table
 from packer.columns import encode_column
+from packer.errors import InputError
 from packer.survey import wire
 from packer.survey.child import EXIT_OUT_OF_MEMORY
 from packer.survey.limits import limit_this_process, parent_is_gone
@@ -74,7 +75,7 @@ def _answer(request: wire.Request) -> wire.Reply:
         if isinstance(request, wire.ReadTable):
             return _read_table(source)
         return _read_volume(request, source)
-    except FormatError as error:
+    except (FormatError, InputError) as error:  # InputError: a server that does not answer
         return wire.Failure(_printable(str(error)))
     except OSError as error:
         return wire.Failure(f"cannot be read: {_printable(str(error))}")
@@ -104,14 +105,17 @@ def _read_table(source: Source) -> wire.TableReply:
         table.kind,
         table.sector_size,
         table.identifier,
-        [_look_at(source, one) for one in partitions],
-        [_printable(warning) for warning in table.warnings],
+        [_look_at(source, one, table) for one in partitions],
+        [_printable(warning) for warning in table.warnings[: wire.MAX_TEXTS]],
     )
 
 
-def _look_at(source: Source, partition: Partition) -> wire.WirePartition:
+def _look_at(source: Source, partition: Partition, table: PartitionTable) -> wire.WirePartition:
     window = Window(source, partition.start, partition.end - partition.start)
     reader, note, quiet = _judge(window, partition.type)
+    if reader and any(start < partition.end and partition.start < end for start, end in table.own):
+        # Its file system may call these bytes free, and whoever reads the table does not.
+        reader, note, quiet = "", "it covers a part of the partition table", False
     return wire.WirePartition(
         partition.number,
         partition.start,

@@ -10,7 +10,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -104,8 +104,7 @@ class Client:
     """Reads files over HTTP. May be used from several threads.
 
     connections: how many at once. attempts: in vain, for the same bytes. timeout_seconds: to
-    connect, between two arrivals of data. progress: called with every number of body bytes that
-    arrived, one call at a time, from any thread.
+    connect, between two arrivals of data.
     """
 
     def __init__(
@@ -115,13 +114,11 @@ class Client:
         attempts: int = ATTEMPTS,
         back_off_seconds: float = BACK_OFF_SECONDS,
         timeout_seconds: tuple[float, float] = TIMEOUT_SECONDS,
-        progress: Callable[[int], None] | None = None,
     ) -> None:
         self.connections = max(1, connections)
         self.attempts = attempts
         self.back_off_seconds = back_off_seconds
         self.timeout_seconds = timeout_seconds
-        self.progress = progress
         self._session = OneHostSession(self.connections)
         self._lock = threading.Lock()
         self._calls: set[_Call] = set()
@@ -229,8 +226,6 @@ class Client:
     def _count(self, received: int) -> None:
         with self._lock:
             self._received_bytes += received
-            if self.progress is not None:
-                self.progress(received)
 
     def _open(self, url: str, start: int, end: int | None, call: _Call) -> Body:
         """Return an answer with right headers, after as many attempts as it takes."""

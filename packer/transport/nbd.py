@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -28,6 +29,7 @@ MAX_READ_BYTES = 32 << 20
 
 CONNECT_SECONDS = 10.0
 REPLY_SECONDS = 120.0
+"""For a whole reply, however steadily it drips; 32 MiB at the most."""
 
 _NBDMAGIC = 0x4E42444D41474943
 _IHAVEOPT = 0x49484156454F5054
@@ -64,6 +66,8 @@ _MAX_ERROR_BYTES = 14 + _MAX_NAME_BYTES
 _STATUS_SPAN_BYTES = 1 << 30
 _MAX_STATUS_BYTES = 4 + 8 * (1 << 20)
 _MAX_STATUS_REQUESTS = 1 << 16
+_MAX_CHUNKS = 1 << 17
+"""Of one reply: more than one for each 512 bytes of the longest, and as many that say nothing."""
 
 
 class NbdError(InputError):
@@ -189,9 +193,7 @@ class NbdSource:
             self._pipe.receive_into(into)
             return
         done: list[tuple[int, int]] = []
-        more = True
-        while more:
-            more, kind, length = self._chunk()
+        for kind, length in self._chunks():
             if kind == _TYPE_DATA and length > 8:
                 at = self._position(offset, length - 8, len(into))
                 self._pipe.receive_into(into[at : at + length - 8])
@@ -223,9 +225,7 @@ class NbdSource:
         length = min(-(-length // block) * block, self.size - offset)
         self._request(_CMD_BLOCK_STATUS, offset, length)
         table: np.ndarray | None = None
-        more = True
-        while more:
-            more, kind, size = self._chunk()
+        for kind, size in self._chunks():
             if kind == _TYPE_STATUS and 12 <= size <= _MAX_STATUS_BYTES and size % 8 == 4:
                 payload = self._pipe.receive(size)
                 if table is not None or int.from_bytes(payload[:4], "big") != self._terms.context:
@@ -246,6 +246,15 @@ class NbdSource:
         if error:
             raise NbdError(f"{self.uri}: the server cannot read its disk (error {error})")
 
+    def _chunks(self) -> Iterator[tuple[int, int]]:
+        """Yield (type, payload's length) of each chunk; the payload is the taker's to read."""
+        for _ in range(_MAX_CHUNKS):
+            more, kind, length = self._chunk()
+            yield kind, length
+            if not more:
+                return
+        raise self._pipe.broken(f"a reply of more than {_MAX_CHUNKS} chunks")
+
     def _chunk(self) -> tuple[bool, int, int]:
         """Return (whether more chunks follow, type, payload's length); raises for an error."""
         magic, flags, kind, cookie, length = self._pipe.unpack(">IHHQI")
@@ -261,14 +270,16 @@ class NbdSource:
 
 
 class _Pipe:
-    """A socket with deadlines, on which every surprise is final."""
+    """A socket on which every surprise is final; each `send` begins the time for its answer."""
 
     def __init__(self, uri: str, connection: socket.socket) -> None:
         self._uri = uri
         self._socket = connection
+        self._deadline = time.monotonic() + REPLY_SECONDS
         self.is_open = True
 
     def send(self, data: bytes) -> None:
+        self._deadline = time.monotonic() + REPLY_SECONDS
         try:
             self._socket.settimeout(REPLY_SECONDS)
             self._socket.sendall(data)
@@ -282,9 +293,8 @@ class _Pipe:
         return bytes(buffer)
 
     def receive_into(self, view: memoryview) -> None:
-        deadline = time.monotonic() + REPLY_SECONDS
         while len(view):
-            left = deadline - time.monotonic()
+            left = self._deadline - time.monotonic()
             if left <= 0:
                 raise self.broken(f"no whole answer within {REPLY_SECONDS:g} seconds")
             try:

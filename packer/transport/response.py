@@ -13,16 +13,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
+from typing import Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
-import requests.adapters
 import urllib3.exceptions
 
 from packer.errors import Error
+from packer.text import printable
+from packer.transport import deadline
 
 CHUNK_BYTES = 1 << 18
 MAX_REDIRECTS = 5
+MAX_URL_CHARACTERS = 8000
+"""As much as servers accept (RFC 9110, 4.1)."""
+
+MAX_REASON_CHARACTERS = 80
 
 MAX_OFFSET_BYTES = 1 << 62
 """Larger lengths and offsets in headers are nonsense."""
@@ -98,8 +104,10 @@ class Body:
     def interrupt(self) -> None:
         """Wake a thread that waits for data; its read ends as if the connection were cut."""
         # AttributeError, ValueError, RuntimeError: an older urllib3, nothing to shut down, done.
+        raw: Any = self.response.raw
         with suppress(OSError, AttributeError, ValueError, RuntimeError):
-            self.response.raw.shutdown()
+            raw.shutdown()
+            raw.hang_up()
 
     def close(self) -> None:
         """Give the connection back, or cut it when the body was not read to its end."""
@@ -107,10 +115,14 @@ class Body:
 
     def _read(self, size: int) -> bytes:
         # read1 hands over what has arrived, so that a cut connection loses nothing.
-        try:
-            return bytes(self.response.raw.read1(size, decode_content=False) or b"")
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise Transient(f"the connection broke: {error}") from error
+        with deadline.limited(self.interrupt) as limit:
+            try:
+                data = bytes(self.response.raw.read1(size, decode_content=False) or b"")
+            except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+                raise Transient(f"the connection broke: {error}") from error
+        if limit.expired:  # what came out of a connection that was cut says nothing
+            raise Transient(f"nothing usable within {deadline.STEP_SECONDS:g} s")
+        return data
 
 
 class OneHostSession(requests.Session):
@@ -124,7 +136,7 @@ class OneHostSession(requests.Session):
         super().__init__()
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.headers.update({"Accept-Encoding": "identity", "User-Agent": "vmpack"})
-        adapter = requests.adapters.HTTPAdapter(pool_maxsize=connections, max_retries=0)
+        adapter = deadline.Adapter(pool_maxsize=connections, max_retries=0)
         for scheme in ("http://", "https://"):
             self.mount(scheme, adapter)
 
@@ -134,9 +146,13 @@ class OneHostSession(requests.Session):
 
 
 def visible(url: str) -> str:
-    """Return the URL as it may be shown: without user name, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    """Return the URL as it may be shown: without user name, password, query, control characters."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no URL at all
+        return printable(url)
+    host = parts.netloc.rpartition("@")[2]
+    return printable(urlunsplit((parts.scheme, host, parts.path, "", "")))
 
 
 def origin(url: str) -> str:
@@ -158,11 +174,15 @@ def send(
     target = url
     for _ in range(MAX_REDIRECTS + 1):
         response = _send_once(session, target, headers, timeout_seconds)
-        location = session.get_redirect_target(response)
-        if location is None:
-            return _checked_status(response, url)
-        response.close()
-        target = _redirected(target, location)
+        try:
+            location = session.get_redirect_target(response)
+            if location is None:
+                return _checked_status(response, url)
+            response.close()
+            target = _redirected(target, location)
+        except ValueError as error:  # of the redirect's address, whose bytes may be anything
+            response.close()
+            raise TransportError(f"{visible(url)}: a redirect to nowhere: {error}") from error
     raise TransportError(f"{visible(url)}: more than {MAX_REDIRECTS} redirects")
 
 
@@ -201,6 +221,11 @@ def _cause(error: BaseException) -> str:
 
 def _redirected(url: str, location: str) -> str:
     """Return the next URL; a user name and password go along only to the same origin."""
+    if len(location) > MAX_URL_CHARACTERS:
+        raise TransportError(
+            f"{visible(url)}: a redirect to an address of {len(location)} characters, "
+            f"expected at most {MAX_URL_CHARACTERS}"
+        )
     target = urljoin(url, location)
     parts = urlsplit(target)
     if parts.scheme not in ("http", "https") or (
@@ -217,13 +242,14 @@ def _checked_status(response: requests.Response, url: str) -> requests.Response:
     if status in (200, 206, 416):
         return response
     response.close()
-    shown = f"{visible(url)}: {status} {response.reason or ''}".rstrip()
+    reason = f"{status} {printable(response.reason or '')[:MAX_REASON_CHARACTERS]}".rstrip()
+    shown = f"{visible(url)}: {reason}"
     if status in (404, 410):
         raise NotFoundError(shown, hint="check the address")
     if status in (401, 403, 407):
         raise ForbiddenError(shown, hint="~/.netrc may hold the user name and password of a host")
     if status in (408, 425, 429) or status >= 500:
-        raise Transient(f"{status} {response.reason or ''}".rstrip(), _retry_after(response))
+        raise Transient(reason, _retry_after(response))
     raise TransportError(shown)
 
 

@@ -149,8 +149,12 @@ class _Gatherer:
             plan = choose(rows, self._contents.size, offers)
 
     def _ask(self, source: Source, rows: Rows, *, deep: bool) -> Offers:
+        wanted = Wanted(self._contents, rows, self._hints)
         try:
-            return source.find(Wanted(self._contents, rows, self._hints), deep=deep)
+            if not deep:
+                return source.find(wanted, deep=False)
+            with self._progress.stage(f"searching {source.uri}", 0):
+                return source.find(wanted, deep=True)
         except SourceError as error:
             self._supplied[source.uri].complaints.append(str(error))
             none = np.empty(0, dtype=np.int64)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import msgspec
 import numpy as np
 import pytest
@@ -65,6 +67,17 @@ def rewritten(**changes: object) -> bytes:
 def test_hints_that_break_a_rule_are_named_with_it(changes: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         decode_hints(rewritten(**changes), 5)
+
+
+def test_names_of_nothing_but_nul_are_counted_before_they_take_memory() -> None:
+    data = rewritten(path_tails=bytes(32 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="not one path a row"):
+            decode_hints(data, 5)
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20  # cut, they would be 256 MiB of rows
+    finally:
+        tracemalloc.stop()
 
 
 def test_every_flipped_byte_is_an_error_or_other_legal_hints() -> None:

@@ -94,12 +94,18 @@ def test_a_map_that_breaks_a_rule_is_named_with_it(changes: dict[str, object], w
         decode_map(rewritten(**changes))
 
 
-def test_a_content_with_a_part_that_no_range_holds_is_refused() -> None:
+@pytest.mark.parametrize(
+    "held",
+    [[(0, 4096), (8192, 4096)], [(4096, 8192)], [(0, 8192)]],
+    ids=["the middle", "the beginning", "the end"],
+)
+def test_a_content_with_a_part_that_no_range_holds_is_refused(held: list[tuple[int, int]]) -> None:
     """Or a rebuilt disk could not prove it."""
-    gap = map_of(
-        contents_of([b"a" * 12288]),
-        [(Kind.CONTENT, 4096, 0, 0), (Kind.ZERO, 4096, -1, 0), (Kind.CONTENT, 4096, 0, 8192)],
-    )
+    # Between whole contents: what they reach must not cover for this one.
+    ranges = [(Kind.CONTENT, 12288, 0, 0)]
+    ranges += [(Kind.CONTENT, length, 1, offset) for offset, length in held]
+    ranges += [(Kind.CONTENT, 12288, 2, 0)]
+    gap = map_of(contents_of([b"a" * 12288, b"b" * 12288, b"c" * 12288]), ranges)
     with pytest.raises(InputError, match="leave a part of it out"):
         decode_map(encode_map(gap))
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from packer.artifact import config as configs
@@ -13,6 +14,7 @@ from packer.artifact import manifest as manifests
 from packer.artifact.config import Config, Disk, HintsRef, digest
 from packer.artifact.contents import Class
 from packer.artifact.hints import encode_hints
+from packer.artifact.index import Index, encode_index
 from packer.artifact.keys import generate
 from packer.artifact.layout.open import create_layout, open_layout
 from packer.artifact.map import encode_map
@@ -136,6 +138,32 @@ def test_a_copy_without_hints_or_index_says_so(open_with: OpenWith) -> None:
     with pytest.raises(InputError, match="hints: this copy carries none"):
         _ = pack.hints
     with pytest.raises(InputError, match="frame index: this copy carries none"):
+        _ = pack.index
+
+
+def test_an_index_that_says_it_is_larger_than_any_is_not_unpacked(open_with: OpenWith) -> None:
+    bomb = compress(bytes(5 << 20), 3)
+    with pytest.raises(InputError, match="frame index: expected at most"):
+        _ = open_with(index=bomb).index
+
+
+def test_a_part_that_is_longer_than_its_frame_can_be_is_not_read(open_with: OpenWith) -> None:
+    padded = compress(MAP, 3) + bytes(1 << 20)
+    with pytest.raises(InputError, match="expected at most"):
+        _ = open_with(disk_map=padded).map
+
+
+def test_an_index_may_name_the_bundles_of_its_own_copy_only(open_with: OpenWith) -> None:
+    none = np.empty(0, dtype=np.int64)
+    bundles = tuple(digest(b"%d" % number) for number in range(1000))
+    index = Index(bundles, none, none, none, none, none, none, none)
+    with pytest.raises(InputError, match="bundles of this copy only, found 1000 others"):
+        _ = open_with(index=compress(encode_index(index), 3)).index
+
+
+def test_an_error_in_a_part_names_the_pack(open_with: OpenWith) -> None:
+    pack = open_with(index=compress(b"no MessagePack", 3))
+    with pytest.raises(InputError, match=f"{pack.layout.location}: frame index: not the"):
         _ = pack.index
 
 

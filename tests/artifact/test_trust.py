@@ -82,8 +82,9 @@ def test_a_bad_signature_is_refused() -> None:
     config = config_bytes()
     document = json.loads(envelope_of(config, ALICE))
     document["signatures"][0]["sig"] = "A" * 86 + "=="
-    with pytest.raises(TrustError, match="bad signature"):
-        judge(config, json.dumps(document).encode(), [DEMO], {})
+    for allowed in (False, True):  # it was damaged or changed, and not just by somebody unknown
+        with pytest.raises(TrustError, match="bad signature"):
+            judge(config, json.dumps(document).encode(), [DEMO], {}, allow_unsigned=allowed)
 
 
 def test_a_signature_of_another_config_is_refused() -> None:

@@ -46,6 +46,9 @@ def test_the_version_is_printed(run: Run) -> None:
         ("pack",),
         ("pack", "a", "-o", "b", "--jobs", "0"),
         ("pack", "a", "-o", "b", "--jobs", "many"),
+        ("pack", "a", "-o", "b", "--jobs", "100000"),
+        ("copy", "a", "b", "--jobs", "2"),
+        ("inventory", "a", "-o", "b", "--jobs", "2"),
         ("unpack", "a.vmpack"),
         ("unpack", "a.vmpack", "-o", "b", "--format", "floppy"),
         ("copy", "a", "b", "--thin", "--full"),
@@ -62,7 +65,7 @@ def test_a_wrong_command_line_ends_with_2_and_says_how_it_goes(
     assert done.code == 2
     assert done.err.startswith("usage: vmpack")
     assert "Traceback" not in done.err
-    assert "_positive" not in done.err
+    assert "_jobs" not in done.err
     assert done.out == ""
 
 
@@ -143,6 +146,42 @@ def test_a_bad_unpack_is_one_clear_error(run: Run, signed: Path, use: str) -> No
         done.refused(code)
         assert not Path("disk").exists()
     assert Path("taken").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--clean", "image"),
+        ("image", "--clean"),
+        ("--clean", "--", "image"),
+        ("--clean=logs,/opt/*", "image"),
+    ],
+    ids=" ".join,
+)
+def test_clean_takes_no_value_but_after_an_equals_sign(
+    run: Run, image: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    """What was asked for is looked at first, then the tools, of which there is none."""
+    Path("image").symlink_to(image)
+    monkeypatch.setenv("PATH", "/nowhere")
+    pack = ("pack", "-o", "x.vmpack", "--unsigned", "--no-packages", "-q")
+    run(*pack, *more).refused(1, "--clean needs qemu-img")
+    run(*pack, "--clean=image", "image").refused(2, "'image' is no group")
+
+
+def test_a_terminal_that_cannot_show_a_letter_gets_it_spelled_out(run: Run, image: Path) -> None:
+    odd = image.with_name("b\u00fccher \udcff.raw")
+    image.rename(odd)
+    for encoding in ("ascii:strict", "utf-8:strict"):
+        done = subprocess.run(
+            [sys.executable, "-m", "packer.cli.main", "inspect", odd],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            check=False,
+            capture_output=True,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"\\udcff.raw" in done.stdout
 
 
 def test_a_reader_that_has_enough_is_no_error_worth_words(run: Run, signed: Path) -> None:

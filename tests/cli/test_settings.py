@@ -45,6 +45,7 @@ def test_what_the_file_says_is_taken(file: Path) -> None:
         ("sources = [1]", "sources"),
         ("jobs = 'many'", "jobs"),
         ("jobs = -1", "jobs"),
+        ("jobs = 100000", "jobs"),
         ("stroe = '/x'", "stroe"),
         ("not toml", "line 1"),
         ("store = '/a'\nstore = '/b'", "overwrite"),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from packer.text import printable
 from tests.cli.running import MIB, Run, image, run, signed
+from tests.guest.material import ext4, write_tree
 
 __all__ = ["image", "run", "signed"]
 
@@ -46,7 +50,8 @@ def test_every_verb_that_works_prints_json_and_nothing_else(run: Run, image: Pat
     assert run("store", "list", "--json").json == {"bytes": 0, "contents": []}
     assert run("store", "verify", "--json").json == {"contents": 0, "removed": []}
     collected = run("store", "gc", "--all", "--json").json
-    assert collected == {"removed": 0, "removed_bytes": 0, "kept": 0, "kept_bytes": 0}
+    none = {"removed": 0, "removed_bytes": 0, "kept": 0, "kept_bytes": 0}
+    assert collected == {**none, "packages": {**none, "in_use": False}}
 
 
 def test_every_verb_that_works_speaks_to_people(run: Run, signed: Path, image: Path) -> None:
@@ -56,6 +61,34 @@ def test_every_verb_that_works_speaks_to_people(run: Run, signed: Path, image: P
     assert "every content proven" in run("unpack", signed, "-o", "disk", "--offline").out
     assert "disk is what" in run("verify", "disk", signed, "--ranges").out
     assert "0 contents" in run("store", "list").out
+
+
+def test_nothing_that_a_guest_calls_its_own_steers_the_terminal(run: Run, tmp_path: Path) -> None:
+    """Names of files, a label, os-release: with escape sequences, line ends, bytes of no text."""
+    evil = "\x1b]0;evil\x07\x9b2J\udcff\u202e"
+    files = {
+        "/etc/os-release": b'ID=debian\nPRETTY_NAME="evil \x1b[31m"\n',
+        "/etc/fstab": b"/swap\\033\\012vmpack: none swap sw 0 0\n",
+        "/swap\x1b\nvmpack:": b"no swap" * 5000,
+        f"/boot/vmlinuz-{evil}": b"kernel" * 1000,
+        f"/boot/grub/{evil}.cfg": bytes((1 << 20) + 1),
+        f"/srv/{evil}/\n{evil}": os.urandom(100_000),
+    }
+    disk = ext4(tmp_path / "disk", write_tree(tmp_path / "tree", files, {}), label="\x1b[7mevil")
+    printed = [
+        run("inspect", disk, "--files"),
+        run("pack", disk, "-o", "evil.vmpack", "--unsigned", "--no-packages"),
+        run("copy", "evil.vmpack", "--boot", "boot.vmpack"),
+        run("inspect", "boot.vmpack"),
+        run("inspect", "boot.vmpack", "--stubs"),
+        run("unpack", "boot.vmpack", "--dry-run", "--from", "store:", "--allow-unsigned"),
+    ]
+    assert [one.code for one in printed] == [0, 0, 0, 0, 0, 5]
+    for one in printed:
+        said = (one.out + one.err).replace("\n", "")
+        assert said == printable(said)
+        assert "\nvmpack:" not in one.out
+    assert "evil" in printed[0].out
 
 
 def test_a_disk_that_does_not_match_ends_with_7_and_names_the_ranges(
@@ -135,3 +168,23 @@ def test_the_source_of_every_byte_is_named(run: Run, signed: Path, image: Path) 
     supplied = old.json["supplied"]
     assert sum(one["content_bytes"] for one in supplied) == old.json["content_bytes"]
     assert {one["source"] for one in supplied if one["content_bytes"]} == {f"pack:{signed}"}
+
+
+def test_warnings_of_the_parts_are_notes_that_no_name_can_break(
+    signed: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home\x1b[31m\nvmpack: all is well"
+    (home / "cache" / "files.sqlite").mkdir(parents=True)  # where a file should be
+    command = [sys.executable, "-m", "packer.cli.main", "unpack", signed, "-o", "disk"]
+    told = subprocess.run(
+        [*command, "--offline", "--allow-unsigned"],
+        env=os.environ | {"VMPACK_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    notes = [line for line in told.splitlines() if "digests are not remembered" in line]
+    assert notes
+    assert all(line.startswith("vmpack: note: ") for line in notes)
+    assert "\x1b" not in told
+    assert "\nvmpack: all is well" not in told

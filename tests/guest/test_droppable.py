@@ -91,6 +91,18 @@ def test_a_file_that_fstab_calls_swap_but_is_none_stays(tmp_path: Path, data: by
     assert "/swapfile is no swap file that can be emptied" in found.warnings[0]
 
 
+def test_the_name_of_a_swap_file_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    pages = bytearray(swap(tmp_path / "swap").read_bytes())
+    for state in (bytes(10), SUSPENDED, b"SWAPSPACE2"):
+        pages[PAGE - 10 : PAGE] = state
+        folder = tmp_path / state.hex()
+        folder.mkdir()
+        found = find_droppable(with_swap_file(folder, bytes(pages), name="/\x1b[2J"))
+        (said,) = (*found.refusals, *found.warnings, *(one.what for one in found.dropped))
+        assert said.isprintable()
+        assert "[2J" in said
+
+
 def test_a_swap_file_that_fstab_does_not_name_stays(tmp_path: Path) -> None:
     pages = swap(tmp_path / "swap").read_bytes()
     tree = with_swap_file(tmp_path, pages)

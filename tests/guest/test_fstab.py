@@ -37,6 +37,11 @@ def test_a_blank_in_a_path_is_written_in_octal() -> None:
     )
 
 
+def test_octal_is_a_byte_and_only_blanks_part_fields() -> None:
+    entry = Entry("LABEL=b\u00fcch", "/mnt/a\u00a0b\udcff", "ext4")
+    assert parse_fstab("LABEL=b\\303\\274ch\t /mnt/a\u00a0b\\377 ext4\n".encode()) == (entry,)
+
+
 def test_bytes_that_are_no_text_and_lines_that_are_no_entries_are_passed_over() -> None:
     assert parse_fstab(b"\xff\xfe\0 nothing\n\n/only-two fields\n") == ()
 

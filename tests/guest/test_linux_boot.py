@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from packer.guest.boot_config import MAX_REFERENCES
+from packer.guest.boot_config import MAX_LOOKUPS
 from packer.guest.linux_boot import BOOT_REASONS, find_boot_set
+from packer.guest.mounts import Mount
 from packer.guest.tree import Tree
 from tests.guest.material import (
     ESP,
@@ -20,6 +22,7 @@ from tests.guest.material import (
     gpt_disk,
     guest_in_memory,
     tree_of,
+    volume,
     write_tree,
 )
 
@@ -212,13 +215,25 @@ def test_a_file_with_a_second_name_in_boot_is_in_the_set(tmp_path: Path) -> None
 
 
 def test_a_menu_without_end_is_followed_for_a_while_and_warned_of() -> None:
-    menu = b"".join(b"linux /x%d\n" % i for i in range(MAX_REFERENCES + 10))
+    followed = MAX_LOOKUPS // 2  # each is looked for below / and /boot
+    menu = b"".join(b"linux /x%d\n" % i for i in range(followed + 10))
     files = {"/etc/os-release": b"", "/boot/grub/grub.cfg": menu, "/boot/grub/more.cfg": menu}
-    tree = Tree(*guest_in_memory({**files, "/x5": b"kernel", f"/x{MAX_REFERENCES + 5}": b"late"}))
+    tree = Tree(*guest_in_memory({**files, "/x5": b"kernel", f"/x{followed + 5}": b"late"}))
     assert set(boot_set(tree)) == {"/boot/grub/grub.cfg", "/boot/grub/more.cfg", "/x5"}
     assert [warning.split(" ", 1)[1] for warning in tree.warnings] == [
         "names too many files: not all of them are followed"
     ] * 2
+
+
+def test_many_mount_points_do_not_multiply_the_work() -> None:
+    menu = b"".join(b"linux /x%d\n" % i for i in range(1000))
+    files = {"/etc/os-release": b"", "/boot/grub/grub.cfg": menu}
+    followed = MAX_LOOKUPS // 102  # below 100 mount points, / and /boot
+    first, later = f"/x{followed - 1}", f"/x{followed}"
+    survey, source = guest_in_memory({**files, first: b"kernel", later: b"kernel"})
+    tree = Tree(replace(survey, volumes=(*survey.volumes, volume(2))), source)
+    tree.mounts = (*(Mount(f"/mnt/{i}", 1) for i in range(100)), *tree.mounts)
+    assert set(boot_set(tree)) == {"/boot/grub/grub.cfg", first}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
@@ -18,6 +20,7 @@ from formats.source import Memory, check_bounds
 from packer.errors import InputError
 from packer.pack.cut import NO_STREAM, Cut, cut
 from packer.pack.digest import FragmentReader
+from packer.progress import Advance
 from packer.survey.model import Survey
 from tests.pack.surveys import (
     BLOCK,
@@ -252,6 +255,25 @@ def test_what_is_dropped_and_unused_at_once_is_unused() -> None:
     pieces = cut_of(survey, source, as_ranges([(3 * BLOCK, 6 * BLOCK)]))
     assert pieces.unused.tolist() == [[2 * BLOCK, 4 * BLOCK]]
     assert pieces.dropped.tolist() == [[4 * BLOCK, 6 * BLOCK]]
+
+
+class Told:
+    """Progress that remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, tuple[int, list[int]]] = {}
+
+    @contextmanager
+    def stage(self, title: str, total_bytes: int) -> Iterator[Advance]:
+        done: list[int] = []
+        self.stages[title] = (total_bytes, done)
+        yield done.append
+
+
+def test_who_waits_for_a_volume_that_nobody_can_parse_sees_it_being_read() -> None:
+    told = Told()
+    cut(survey_of(5 * MIB, []), Memory(bytes([1]) * (5 * MIB)), NOTHING, progress=told)
+    assert told.stages == {"reading": (5 * MIB, [MIB] * 5)}
 
 
 def test_keep_free_keeps_every_byte_that_is_not_zero() -> None:

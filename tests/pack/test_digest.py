@@ -67,6 +67,13 @@ def test_what_is_larger_than_a_mib_is_also_named_by_each_mib(size: int) -> None:
     assert int(digests.block_start[-1]) == len(digests.blocks)
 
 
+def test_of_a_large_file_every_mib_is_told_so_that_a_bar_moves() -> None:
+    size = 5 * MIB + 17
+    pieces, _, told = cut_and_hash(Memory(bytes([7]) * (6 * MIB)), [File(size, [(0, 0, 6 * MIB)])])
+    assert max(told) <= MIB
+    assert sum(told) == int(pieces.size.sum())
+
+
 def test_a_disk_without_fragments_has_no_digests() -> None:
     _, digests, told = cut_and_hash(Memory(bytes(10 * BLOCK)), [])
     assert digests.digest.shape == (0, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import random
 import shutil
@@ -18,9 +19,10 @@ import pytest
 
 from packer.artifact.hints import Package
 from packer.sources.apt import AptSource
-from packer.sources.apt_host import find_apt, package_uri
+from packer.sources.apt_host import MAX_MIRRORS, Download, find_apt, package_uri
 from packer.sources.apt_index import find_packages, resolve
 from packer.sources.base import SourceError
+from packer.sources.package_cache import PackageCache
 from tests.sources.guest import Guest, build_deb, read_deb
 from tests.transport.servers import Answer, nginx, serving
 
@@ -128,14 +130,17 @@ def check_all(source: AptSource, guest: Guest, rows: range | list[int], *, deep:
     guest.check(source.fetch(offers.rows), rows)
 
 
+def fetched_sizes(folder: Path) -> list[int]:
+    return sorted(path.stat().st_size for path in folder.glob("*.deb"))
+
+
 @pytest.mark.parametrize("style", ["deb822", "one-line"])
 def test_packages_come_from_the_mirror_without_any_lists(
     tmp_path: Path, mirror: Mirror, apt_uses: Configure, style: str
 ) -> None:
-    seen: list[int] = []
     with nginx(mirror.root, tmp_path / "nginx") as url:
         apt_uses(url, style=style)
-        source = AptSource(tmp_path / "packages", progress=seen.append)
+        source = AptSource(tmp_path / "packages")
         guest = demo_guest(mirror)
         offers = source.find(guest.wanted(), deep=False)
         assert offers.rows.tolist() == [0, 1]
@@ -143,7 +148,7 @@ def test_packages_come_from_the_mirror_without_any_lists(
         sizes = {package.size_bytes for package in mirror.packages}
         assert set(offers.group_bytes[offers.group].tolist()) == sizes
         guest.check(source.fetch(offers.rows), [0, 1])
-        assert sum(seen) == source.received_bytes == sum(sizes)
+        assert fetched_sizes(tmp_path / "packages") == sorted(sizes)
 
 
 def test_what_was_fetched_once_costs_nothing(
@@ -166,7 +171,7 @@ def test_only_the_package_of_what_is_asked_for_is_fetched(
         guest = demo_guest(mirror)
         source.find(guest.wanted(), deep=False)
         guest.check(source.fetch(np.array([0])), [0])
-        assert source.received_bytes == mirror.packages[0].size_bytes
+        assert fetched_sizes(tmp_path / "packages") == [mirror.packages[0].size_bytes]
 
 
 def test_each_mirror_is_asked_until_one_has_it(
@@ -278,6 +283,72 @@ def test_a_list_of_mirrors_works_too(tmp_path: Path, mirror: Mirror, apt_uses: C
         mirrors.write_text(f"# ours\nhttp://127.0.0.1:9/\tpriority:2\n{url}\n")
         apt_uses(f"mirror+file:{mirrors}")
         check_all(AptSource(tmp_path / "packages"), demo_guest(mirror), [0, 1], deep=False)
+
+
+def test_what_is_no_address_in_a_list_of_mirrors_never_reaches_apt(
+    tmp_path: Path, mirror: Mirror, apt_uses: Configure
+) -> None:
+    with nginx(mirror.root, tmp_path / "nginx") as url:
+        apt_uses(f"mirror+file:{tmp_path}/mirrors.txt")
+        (tmp_path / "mirrors.txt").write_text(f"-oDir::Bin::methods=/tmp\n/etc/\n{url}\n")
+        apt = find_apt()
+        assert apt is not None
+        assert apt.base_uris() == [f"{url}/"]
+        others = "".join(f"http://127.0.0.1:9/{number}/\n" for number in range(1000))
+        (tmp_path / "mirrors.txt").write_text(others)
+        assert len(apt.base_uris()) == MAX_MIRRORS
+
+
+def test_a_mirror_that_drips_is_given_up(
+    tmp_path: Path, mirror: Mirror, apt_uses: Configure
+) -> None:
+    stop = threading.Event()
+
+    def drips(answer: Answer, _: int) -> None:
+        answer.give(200, {"Content-Length": str(mirror.packages[0].size_bytes)}, b"!<arch>")
+        while not stop.wait(0.2):
+            answer.wfile.write(b"x")
+            answer.wfile.flush()
+
+    apt = find_apt()
+    assert apt is not None
+    with serving(drips) as server:
+        apt_uses(server.url)
+        started = time.monotonic()
+        download = Download(
+            f"{server.url}/a.deb", tmp_path / "a.partial", "", mirror.packages[0].size_bytes
+        )
+        failed = apt.download([download], threading.Event(), stall_seconds=2)
+        stop.set()
+    assert list(failed) == [download.uri], failed
+    assert 2 <= time.monotonic() - started < 10, (
+        failed
+    )  # apt's own timeout never comes: data arrives
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_of_the_source(
+    tmp_path: Path, mirror: Mirror, apt_uses: Configure
+) -> None:
+    apt_uses(f"file:{mirror.root}")
+    (tmp_path / "file").touch()
+    source = AptSource(tmp_path / "file" / "packages")
+    with pytest.raises(SourceError, match="file/packages"):
+        check_all(source, demo_guest(mirror), [0, 1], deep=False)
+
+
+def test_packages_are_not_collected_while_an_unpack_relies_on_them(
+    tmp_path: Path, mirror: Mirror, apt_uses: Configure
+) -> None:
+    apt_uses(f"file:{mirror.root}")
+    source, cache = AptSource(tmp_path / "packages"), PackageCache(tmp_path / "packages")
+    offers = source.find(demo_guest(mirror).wanted(), deep=False)
+    pieces = source.fetch(offers.rows)
+    first = next(pieces)
+    assert cache.collect(everything=True).in_use
+    demo_guest(mirror).check(itertools.chain([first], pieces), [0, 1])
+    removed = cache.collect(older_than_seconds=60)
+    assert (removed.count, removed.kept) == (0, 2)  # however old they are on the mirror
+    assert cache.collect(everything=True).count == 2
 
 
 def test_closing_ends_a_download_that_hangs(
@@ -439,4 +510,5 @@ def test_the_real_mirror_supplies_a_real_package(tmp_path: Path) -> None:
             guest.file(path, data, package)
     source = AptSource(tmp_path / "packages")
     check_all(source, guest, range(len(guest.contents)), deep=False)
-    assert source.received_bytes == deb.stat().st_size == found.packages[0].size_bytes
+    assert fetched_sizes(tmp_path / "packages") == [deb.stat().st_size]
+    assert deb.stat().st_size == found.packages[0].size_bytes

@@ -5,14 +5,16 @@ import os
 import random
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from packer.artifact.hints import Package
-from packer.sources.base import Bytes, SourceError
-from packer.sources.deb import MAX_OPEN_WINDOWS, DebSource, file_names
+from packer.artifact.contents import Class, Contents, block_starts
+from packer.artifact.hints import Hints, Package
+from packer.sources.base import Bytes, SourceError, Wanted
+from packer.sources.deb import MAX_OPEN_WINDOWS, DebSource, Search, file_names
 from tests.sources.guest import Guest, build_deb, read_deb
 
 pytestmark = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not installed")
@@ -192,3 +194,18 @@ def test_a_package_from_the_mirror_is_taken_apart_as_dpkg_does(tmp_path: Path) -
     source = DebSource(tmp_path)
     offers = source.find(guest.wanted(), deep=False)
     guest.check(source.fetch(offers.rows), range(len(guest.contents)))
+
+
+def test_a_large_file_with_very_many_names_is_looked_for_once() -> None:
+    size = np.array([20_000 << 20])
+    starts = block_starts(size)
+    blocks = np.zeros((int(starts[-1]), 32), dtype=np.uint8)
+    row = np.zeros((1, 32), dtype=np.uint8)
+    contents = Contents(row, size, np.array([Class.SHARED], dtype=np.uint8), blocks, starts)
+    names = 3000
+    none = np.zeros(names, dtype=np.int64)
+    hints = Hints(none, ["/usr/x"] * names, none + size[0], none, none, ())
+    rows = np.zeros(1, dtype=np.int64)
+    started = time.monotonic()
+    assert Search(Wanted(contents, rows, hints), rows).wants(int(size[0]))
+    assert time.monotonic() - started < 20  # a minute and more, piece by piece for each name

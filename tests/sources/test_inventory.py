@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import msgspec
@@ -89,6 +90,17 @@ def test_a_broken_file_is_refused(tmp_path: Path, what: str) -> None:
     path.write_bytes(BROKEN[what])
     with pytest.raises(InputError, match=r"broken\.inv"):
         Inventory.load(path)
+
+
+def test_names_of_nothing_but_nul_are_counted_before_they_take_memory() -> None:
+    data = wire(names=bytes(32 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="names: expected 3"):
+            decode(data, "bomb")
+        assert tracemalloc.get_traced_memory()[1] < 150 << 20  # cut, they would be 256 MiB of rows
+    finally:
+        tracemalloc.stop()
 
 
 def test_every_truncation_is_refused() -> None:

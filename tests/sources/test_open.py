@@ -66,7 +66,8 @@ def test_each_kind_of_uri_gives_its_source(opener: SourceOpener, tmp_path: Path)
     }
     sources = opener.open_all(list(kinds))
     assert [type(source) for source in sources] == list(kinds.values())
-    assert [sources[n].uri for n in (0, 2, 4)] == [list(kinds)[n] for n in (0, 2, 4)]
+    assert [source.uri for source in sources[1:]] == list(kinds)[1:]
+    assert sources[0].uri == f"store:{tmp_path}/store"  # not where this host usually has it
 
 
 @pytest.mark.parametrize(

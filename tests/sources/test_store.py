@@ -366,3 +366,20 @@ def test_no_descriptor_is_left_open(store: Store) -> None:
     store.verify()
     store.collect(everything=True)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_store_elsewhere_is_told_apart_by_its_uri(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMPACK_HOME", str(tmp_path))
+    assert Store(tmp_path / "data" / "store").uri == "store:"
+    assert Store(tmp_path / "other").uri == f"store:{tmp_path}/other"
+
+
+def test_a_file_where_a_store_should_be_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"precious")
+    store = Store(tmp_path / "file")
+    for use in (lambda: list(store.list()), store.verify, store.collect):
+        with pytest.raises(StoreError, match="file: expected a folder"):
+            use()
+    assert (tmp_path / "file").read_bytes() == b"precious"

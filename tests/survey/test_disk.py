@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 
 from formats.ranges import total
 from packer.errors import InputError, InUseError, UsageError
+from packer.survey import qemu_nbd
 from packer.survey.disk import Disk, open_disk
-from packer.survey.qemu_nbd import QemuNbd
+from packer.survey.qemu_nbd import QemuNbd, demand_complete
 from tests.host import needs_root, run
 from tests.survey import disks
 from tests.survey.disks import MIB
@@ -250,11 +252,47 @@ def vmdk_with(folder: Path, *extents: str, parent: str = "ffffffff") -> Path:
         'RW\n8\nVMFS\n"nbd:unix:/x" 0',
         'RW 8 SPARSE "folder\\secret"',
         'RW 8 flat "json:{}" 0',
+        'RW 8 VMFS "/etc/shadow',  # no closing quote: qemu does not miss it
     ],
 )
 def test_a_vmdk_cannot_name_files_elsewhere(tmp_path: Path, extent: str) -> None:
     with pytest.raises(InputError, match=r"names .* as a part of itself"):
         open_disk(vmdk_with(tmp_path, extent))
+
+
+def test_a_vmdk_cannot_hide_its_descriptor_behind_an_offset_that_wraps(tmp_path: Path) -> None:
+    """qemu shifts the descriptor's sector in 64 bits, whatever falls out at the top."""
+    cid = "CID=fffffffe\nparentCID=ffffffff\n"
+    image = bytearray(MIB)
+    struct.pack_into("<4sIIQQQQ", image, 0, b"KDMV", 1, 0, 0, 128, (1 << 55) + 128, 20)
+    image[512 : 512 + len(cid)] = cid.encode()
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret! " * 512)
+    text = f'{cid}createType="monolithicFlat"\nRW 8 FLAT "{secret}" 0\n'
+    image[128 * 512 : 128 * 512 + len(text)] = text.encode()
+    path = tmp_path / "guest.vmdk"
+    path.write_bytes(image)
+    run("qemu-img", "convert", "-f", "vmdk", "-O", "raw", path, tmp_path / "shown")
+    assert (tmp_path / "shown").read_bytes() == secret.read_bytes(), "qemu follows it no more"
+    with pytest.raises(InputError, match=r"names '.*/secret' as a part of itself"):
+        open_disk(path)
+
+
+def test_the_name_of_a_vmdk_extent_is_checked_as_qemu_opens_it(tmp_path: Path) -> None:
+    """A byte that is no UTF-8 must not become the name of another, harmless file."""
+    (tmp_path / "part?").write_bytes(bytes(4096))
+    (tmp_path / os.fsdecode(b"part\xff")).symlink_to("/etc/passwd")
+    path = vmdk_with(tmp_path, 'RW 8 FLAT "part" 0')
+    path.write_bytes(path.read_bytes().replace(b'part"', b'part\xff"'))
+    with pytest.raises(InputError, match=r"names 'part\\\\xff' as a part of itself"):
+        open_disk(path)
+
+
+def test_a_vmdk_that_was_named_as_one_is_searched_whatever_its_magic(tmp_path: Path) -> None:
+    path = vmdk_with(tmp_path, 'RW 8 FLAT "/etc/passwd" 0')
+    path.write_bytes(path.read_bytes().replace(b"# Disk DescriptorFile", b"# a comment"))
+    with pytest.raises(InputError, match="names '/etc/passwd' as a part of itself"):
+        open_disk(path, container="vmdk")
 
 
 def test_a_vmdk_cannot_lead_through_links_or_further_descriptors(tmp_path: Path) -> None:
@@ -295,6 +333,21 @@ def test_an_image_that_qemu_nbd_refuses_is_one_clear_error(raw: Path) -> None:
     with pytest.raises(InputError, match=r"qemu-nbd cannot serve .*unsupported VDI image"):
         open_disk(path)
     assert time.monotonic() - begin < 5
+
+
+def test_what_qemu_img_complains_of_is_passed_on(tmp_path: Path) -> None:
+    path = disks.empty(tmp_path / "guest.vdi", MIB)
+    with pytest.raises(InputError, match=r"guest\.vdi is damaged or cut short: .*bad signature"):
+        demand_complete(path, "vdi", [path])
+
+
+def test_a_map_of_endless_pieces_is_not_collected(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = converted(raw, "vdi")
+    monkeypatch.setattr(qemu_nbd, "_MAP_BYTES", 100)
+    with pytest.raises(InputError, match="qemu-img check reader answered more than 100 bytes"):
+        demand_complete(path, "vdi", [path])
 
 
 def test_the_server_and_its_folder_are_gone_after_closing(raw: Path) -> None:

@@ -172,6 +172,18 @@ def test_looking_leaves_no_lock_or_lease_behind(image: Path) -> None:
         assert time.monotonic() - begin < 1
 
 
+def test_a_program_may_have_any_name(image: Path) -> None:
+    """The kernel gives names as bytes, and whoever chose them may mean the terminal."""
+    rename = "open('/proc/self/comm', 'wb').write(b'\\xff\\x1b[2J'); f = open(path, 'r+b')"
+    with (
+        holding(rename, image),
+        pytest.raises(
+            InUseError, match=r"\(\N{REPLACEMENT CHARACTER}{2}\[2J\) has it open to write"
+        ),
+    ):
+        refuse_if_in_use([image])
+
+
 @pytest.mark.parametrize(
     ("disk", "lock"),
     [

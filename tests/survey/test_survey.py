@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import random
 import resource
+import struct
 import time
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
@@ -24,6 +26,7 @@ from packer.survey.survey import survey
 from tests.host import run
 from tests.survey import disks
 from tests.survey.disks import DISK_BYTES, EXT, FAT, FILES, MIB, RAW, SWAP, Part
+from tests.survey.test_disk import QemuNbd_of
 
 MD = b"\xfc\x4e\x2b\xa9"
 
@@ -244,6 +247,11 @@ def test_zeros_of_any_size_are_not_recognised(size: int) -> None:
     assert recognise(Memory(bytes(size)), "") is None
 
 
+def test_the_number_of_inodes_of_an_ext_is_no_magic() -> None:
+    for count in (b"H+", b"HX"):  # s_inodes_count, the first field of its superblock
+        assert recognise(Memory(bytes(1024) + count + bytes(1 << 16)), "") is None
+
+
 def test_raid_and_zfs_are_recognised() -> None:
     size = 3 * MIB + 5 * 512
     for offset, sign, name in (
@@ -325,6 +333,60 @@ def test_a_contradicting_table_is_an_error(tmp_path: Path) -> None:
         surveyed(path)
 
 
+def test_a_server_that_takes_no_second_client_is_a_clear_error(tmp_path: Path) -> None:
+    with QemuNbd_of(disks.empty(tmp_path / "guest.raw", MIB)) as uri, open_disk(uri) as disk:
+        Path(uri.rpartition("=")[2]).unlink()
+        with pytest.raises(
+            InputError, match=r"the partition table of nbd.* cannot be read"
+        ) as caught:
+            survey(disk)
+    assert "--shared=0" in caught.value.hint
+
+
+def cover_the_backup_table(path: Path) -> None:
+    """Let the last partition of a GPT disk reach to the end of the disk."""
+    with path.open("r+b") as file:
+        table = bytearray(file.read(34 * 512))
+        struct.pack_into("<Q", table, 1024 + 3 * 128 + 40, DISK_BYTES // 512 - 1)
+        struct.pack_into("<I", table, 512 + 88, zlib.crc32(table[1024:]))
+        struct.pack_into("<I", table, 512 + 16, 0)
+        struct.pack_into("<I", table, 512 + 16, zlib.crc32(table[512 : 512 + 92]))
+        file.seek(0)
+        file.write(table)
+
+
+def test_a_table_of_very_many_partitions_is_surveyed(tmp_path: Path) -> None:
+    """Each of a sector, and each outside the usable sectors, which is a warning."""
+    count, first = 4096, 3000
+    entries = b"".join(
+        struct.pack("<16s16sQQQ72s", b"\1" * 16, bytes(16), lba, lba, 0, b"")
+        for lba in range(first, first + count)
+    )
+    fields = (1, 9999, 9000, 9001, bytes(16), 2, count, 128, zlib.crc32(entries))
+    blank = struct.pack("<8sIIIIQQQQ16sQIII", b"EFI PART", 0x10000, 92, 0, 0, *fields)
+    header = blank[:16] + zlib.crc32(blank).to_bytes(4, "little") + blank[20:]
+    path = disks.empty(tmp_path / "guest.raw", 8 * MIB)
+    disks.write_at(path, 446 + 4, b"\xee" + struct.pack("<3sII", bytes(3), 1, 9999))
+    disks.write_at(path, 510, b"\x55\xaa")
+    disks.write_at(path, 512, header)
+    disks.write_at(path, 1024, entries)
+    assert len(surveyed(path).volumes) == count
+
+
+def test_a_file_system_over_the_partition_table_gives_nothing_away(tmp_path: Path) -> None:
+    path = disks.whole_disk(tmp_path)
+    backup = path.read_bytes()[-33 * 512 :]
+    disks.write_at(path, RAW.start, disks.ext4(tmp_path, DISK_BYTES - RAW.start))
+    disks.write_at(path, DISK_BYTES - len(backup), backup)
+    cover_the_backup_table(path)
+    found = surveyed(path)
+    assert found.volumes[3].end == DISK_BYTES
+    assert found.volumes[3].kind == "raw"
+    assert found.volumes[3].note == "it covers a part of the partition table"
+    table = np.array([[0, 34 * 512], [DISK_BYTES - len(backup), DISK_BYTES]])
+    assert total(intersect(found.free, table)) == 0
+
+
 def test_a_reader_that_dies_leaves_its_volume_raw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +398,18 @@ def test_a_reader_that_dies_leaves_its_volume_raw(
         "partition 1: the ext reader stopped (signal 11, SIGSEGV) while reading volume 1 of "
         "guest.raw; it cannot be stubbed: up to"
     )
+
+
+def test_the_clock_runs_for_all_volumes_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "WORKER", "tests.survey.hanging_worker")
+    begin = time.monotonic()
+    found = surveyed(disks.whole_disk(tmp_path), Limits(wall_seconds=10))
+    assert time.monotonic() - begin < 15
+    assert [one.kind for one in found.volumes] == ["raw"] * 4
+    assert "the ext reader took longer than" in found.warnings[0]
+    assert found.warnings[1].startswith("partition 2: no time is left to read it; ")
 
 
 def test_every_reader_has_a_name_of_its_own() -> None:

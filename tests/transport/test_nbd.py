@@ -438,6 +438,36 @@ def test_a_server_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
         assert time.monotonic() - begin < 3
 
 
+def test_a_reply_of_chunks_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(data: bytes) -> bytes:
+        return chunk(int.from_bytes(data[8:16], "big"), 0, b"") * 150_000
+
+    with small_server(monkeypatch, replacing("done", endless)):
+        source = NbdSource("nbd://x")
+        with pytest.raises(NbdError, match="chunks"):
+            source.pread(0, 4096)
+
+
+def test_a_reply_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nbd, "REPLY_SECONDS", 0.5)
+    servers: list[SmallServer] = []
+
+    def drips(what: str, data: bytes) -> bytes:
+        cookie = int.from_bytes(data[8:16], "big")
+        while what == "done":  # until the client hangs up
+            servers[0].theirs.sendall(chunk(cookie, 0, b""))
+            time.sleep(0.1)
+        return data
+
+    with small_server(monkeypatch, drips) as server:
+        servers.append(server)
+        source = NbdSource("nbd://x")
+        begin = time.monotonic()
+        with pytest.raises(NbdError, match=r"is gone|within"):
+            source.pread(0, 4096)
+        assert time.monotonic() - begin < 3
+
+
 @given(where=st.integers(0, 40), value=st.integers(1, 255), which=st.integers(0, 9))
 @settings(max_examples=150, deadline=None)
 def test_no_wrong_byte_of_a_server_escapes_as_anything_but_an_error(

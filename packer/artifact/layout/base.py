@@ -9,6 +9,7 @@ from typing import Protocol, Self
 
 from packer.artifact.manifest import Blob, Manifest
 from packer.errors import InputError
+from packer.progress import Advance, ignore
 
 MAX_INDEX_BYTES = 4 << 20
 """Upper bound of index.json; the largest that registries accept for a manifest."""
@@ -95,9 +96,10 @@ class LayoutWriter(Protocol):
     def stream(self) -> BlobWriter:
         """Begin a blob that is written piece by piece."""
 
-    def copy(self, layout: Layout, blob: Blob) -> Blob:
+    def copy(self, layout: Layout, blob: Blob, advance: Advance = ignore) -> Blob:
         """Store a blob of another layout as it is, verified on the way.
 
+        advance: called with the bytes copied since the last call.
         Raises InputError when the other layout holds other bytes under that name.
         """
 

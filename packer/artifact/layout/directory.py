@@ -119,14 +119,13 @@ class DirectoryLayout:
 
     def _read_file(self, folder: int, name: str, max_bytes: int) -> bytes:
         try:
-            fd = self._open_file(folder, name)
+            with os.fdopen(self._open_file(folder, name), "rb") as file:
+                data = file.read(max_bytes + 1)
         except OSError as error:
             raise InputError(
                 f"{self.location}: expected the {name} of an OCI layout, "
-                f"found none: {error.strerror}"
+                f"found none that can be read: {error.strerror}"
             ) from error
-        with os.fdopen(fd, "rb") as file:
-            data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise InputError(f"{self.location}: {name}: expected at most {max_bytes} bytes")
         return data

@@ -8,7 +8,7 @@ from pathlib import Path
 from packer.artifact.layout.base import Layout, LayoutWriter
 from packer.artifact.layout.directory import DirectoryLayout, DirectoryWriter
 from packer.artifact.layout.tar import TarWriter, open_tar
-from packer.errors import InputError
+from packer.errors import InputError, UsageError
 
 LAYOUT_NAMES = (b"oci-layout", b"index.json", b"blobs/", b"./")
 """With what a layout's tar begins, whoever wrote it."""
@@ -36,10 +36,14 @@ def create_layout(path: str | Path, *, replace: bool = False) -> LayoutWriter:
     """Return a writer: of a directory where the path ends in "/" or is one, else of a tar file.
 
     replace: whether a layout that has this name may be replaced. Raises UsageError when the name
-    is taken.
+    is taken or cannot be one.
     """
     place = Path(path)
-    if str(path).endswith("/") or place.is_dir():
+    try:
+        is_folder = str(path).endswith("/") or place.is_dir()
+    except OSError as error:  # a name that is too long
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    if is_folder:
         return DirectoryWriter(place, replace=replace)
     return TarWriter(place, replace=replace)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from packer.artifact.layout.base import (
 )
 from packer.artifact.manifest import OCI_LAYOUT, Blob, Manifest, encode, encode_index
 from packer.errors import Error, UsageError
+from packer.progress import Advance, ignore
 
 _HINTS = {
     errno.ENOSPC: "the medium is full; free some space or choose another output",
@@ -32,6 +35,10 @@ _HINTS = {
     errno.EPERM: "you may not write there; choose another output",
     errno.ENOENT: "create the folder first",
 }
+
+
+_SHOWN_CHARACTERS = 50
+"""How much of the final name a temporary one shows: both fit into a name of 255 bytes."""
 
 
 @contextlib.contextmanager
@@ -48,7 +55,62 @@ def writing(path: Path) -> Iterator[None]:
 
 def temporary_name(final: Path) -> Path:
     """Return an unused name beside `final`, on the same file system, that shows what it was."""
-    return final.with_name(f"{final.name[:50]}.{secrets.token_hex(6)}.partial")
+    return final.with_name(f"{final.name[:_SHOWN_CHARACTERS]}.{secrets.token_hex(6)}.partial")
+
+
+def remove_left_behind(final: Path) -> None:
+    """Remove what runs that were killed have left of writing `final`.
+
+    A run that lives holds a lock on its folder. A folder with a whole layout stays: that can be
+    the pack which a killed run was about to replace, and the only one.
+    """
+    name = re.compile(re.escape(final.name[:_SHOWN_CHARACTERS]) + r"\.[0-9a-f]{12}\.partial")
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(final.parent):
+            if name.fullmatch(entry.name):
+                _remove_if_left_behind(Path(entry.path))
+
+
+def _remove_if_left_behind(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        fd = _locked(folder)
+        try:
+            own = os.fstat(fd).st_uid == os.geteuid()
+            if own and not (folder / "oci-layout").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(fd)
+
+
+def _locked_folder(final: Path) -> tuple[Path, int | None]:
+    """Return a new folder beside `final` and its lock; None where folders cannot be locked."""
+    while True:
+        root = temporary_name(final)
+        root.mkdir()
+        try:
+            fd = _locked(root)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # before it was locked, another run took it for left behind
+        except OSError:
+            return root, None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), root.lstat()):
+                return root, fd
+        os.close(fd)
+
+
+def _locked(folder: Path) -> int:
+    """Return a descriptor that holds the lock of a folder until it is closed.
+
+    Raises OSError when somebody else holds it, or where folders cannot be locked (NFS).
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def refuse_existing(path: Path) -> None:
@@ -62,21 +124,22 @@ def refuse_existing(path: Path) -> None:
 class Staging:
     """A folder under a temporary name in which blobs collect: blobs/sha256/HEX below `root`.
 
+    It is locked until `unlock`; what killed runs left of the same final name is removed first.
     durable: whether each blob is flushed to the medium when it ends.
     """
 
     def __init__(self, final: Path, *, durable: bool) -> None:
         self.final = final
         self.durable = durable
-        self.root = temporary_name(final)
         self.blobs: dict[str, Blob] = {}
         self._streams: list[StagedBlob] = []
+        remove_left_behind(final)
         with writing(final):
-            self.root.mkdir()
+            self.root, self._lock = _locked_folder(final)
             try:
                 (self.root / "blobs" / "sha256").mkdir(parents=True)
             except OSError:
-                shutil.rmtree(self.root, ignore_errors=True)
+                self.remove()
                 raise
 
     def path(self, digest: str) -> Path:
@@ -95,13 +158,14 @@ class Staging:
             blob.write(data)
             return blob.finish()
 
-    def copy(self, layout: Layout, blob: Blob) -> Blob:
+    def copy(self, layout: Layout, blob: Blob, advance: Advance = ignore) -> Blob:
         """Store a blob of another layout; raise InputError when its bytes are not what it says."""
         check_range(layout.location, blob.digest, layout.blob_size(blob.digest), 0, blob.size)
         with self.stream() as staged:
             for offset in range(0, blob.size, COPY_BYTES):
                 length = min(COPY_BYTES, blob.size - offset)
                 staged.write(layout.read(blob.digest, offset, length))
+                advance(length)
             check_digest(layout.location, blob.digest, staged.hexdigest())
             return staged.finish()
 
@@ -137,6 +201,13 @@ class Staging:
         for stream in self._streams:
             stream.discard()
         shutil.rmtree(self.root, ignore_errors=True)
+        self.unlock()
+
+    def unlock(self) -> None:
+        """Give up the lock: what lies under the temporary name now may be removed by others."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 class StagedBlob:
@@ -200,6 +271,7 @@ class StagedWriter:
         self._path = path.absolute()
         self._replace = replace
         self._staging: Staging | None = Staging(self._path, durable=durable)
+        self._unlock = self._staging.unlock
 
     def add(self, data: Buffer) -> Blob:
         """Store one blob that is in memory."""
@@ -209,9 +281,9 @@ class StagedWriter:
         """Begin a blob that is written piece by piece."""
         return self._open_staging().stream()
 
-    def copy(self, layout: Layout, blob: Blob) -> Blob:
+    def copy(self, layout: Layout, blob: Blob, advance: Advance = ignore) -> Blob:
         """Store a blob of another layout as it is, verified on the way."""
-        return self._open_staging().copy(layout, blob)
+        return self._open_staging().copy(layout, blob, advance)
 
     def abort(self) -> None:
         """Remove what was written; does nothing after `finish`."""
@@ -229,3 +301,4 @@ class StagedWriter:
 
     def __exit__(self, *_: object) -> None:
         self.abort()
+        self._unlock()

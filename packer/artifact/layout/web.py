@@ -35,8 +35,7 @@ class WebLayout:
     remote = True
 
     def __init__(self, url: str, client: Client | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_address(url):
             raise UsageError(f"{url}: expected an address like https://host/directory/")
         self.location = visible(url)
         self._client = client or Client()
@@ -69,6 +68,14 @@ class WebLayout:
         """Give back the connections, unless they belong to somebody else."""
         if not self._shared:
             self._client.close()
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _open(url: str, client: Client) -> Layout:

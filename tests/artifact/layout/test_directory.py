@@ -360,3 +360,8 @@ def skopeo(*arguments: str) -> bytes:
     if shutil.which("skopeo") is None:
         pytest.skip("skopeo is not installed")
     return subprocess.run(["skopeo", *arguments], check=True, capture_output=True).stdout
+
+
+def test_a_name_that_no_file_can_have_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="File name too long"):
+        create_layout(tmp_path / ("x" * 300))

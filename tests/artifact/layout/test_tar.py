@@ -231,6 +231,14 @@ def test_members_that_two_readers_may_see_differently_are_refused(
         layout_of(build(*members))
 
 
+@pytest.mark.parametrize("place", [130, 140, 150, 300], ids=["size", "time", "sum", "group"])
+def test_a_header_that_its_checksum_does_not_fit_is_refused(place: int) -> None:
+    data = bytearray(build(plain("index.json", b"{}"), plain(BLOB, b"data")))
+    data[data.index(BLOB.encode()) + place] ^= 1
+    with pytest.raises(InputError, match="checksum"):
+        layout_of(bytes(data)).blob_size(sha256(b"data"))
+
+
 def header(change: Callable[[bytearray], None]) -> bytes:
     """Return a tar file with oci-layout and one header that was changed, its checksum right."""
     block = bytearray(encode_header("index.json", 0))

@@ -77,7 +77,9 @@ def test_what_is_no_pack_is_refused_with_both_reasons(base: str, address: str) -
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("address", ["ftp://host/x", "/etc/passwd", "http://", "file:///etc/x"])
+@pytest.mark.parametrize(
+    "address", ["ftp://host/x", "/etc/passwd", "http://", "http://[::1/", "file:///etc/x"]
+)
 def test_other_addresses_are_refused(address: str) -> None:
     with pytest.raises(UsageError):
         WebLayout(address)

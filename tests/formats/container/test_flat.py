@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from formats.container.flat import Columns, FlatDisk, no_compressed, no_runs
 from formats.container.raw import open_raw
 from formats.errors import Corrupt, Truncated, Unsupported
-from formats.ranges import as_ranges
+from formats.ranges import Ranges, as_ranges
 from formats.source import Memory
 
 BLOCK = 512
@@ -34,6 +34,23 @@ def test_each_run_comes_from_its_place_and_the_rest_is_zero() -> None:
         [BLOCK, 2 * BLOCK],
         [3 * BLOCK, 4 * BLOCK],
     ]
+
+
+def test_the_holes_of_a_backing_are_asked_for_once() -> None:
+    """A long overlay over a long base would otherwise take hours."""
+
+    class Counting(Memory):
+        asked = 0
+
+        def data_ranges(self, start: int, end: int) -> Ranges:
+            self.asked += 1
+            return super().data_ranges(start, end)
+
+    base = Counting(bytes(range(1, 101)))
+    backed = as_ranges((start, start + 1) for start in range(0, 100, 2))
+    disk = FlatDisk(FILE, 100, no_runs(), no_compressed(), BLOCK, "zstd", base, backed)
+    assert disk.data_ranges(3, 97).tolist() == [[start, start + 1] for start in range(4, 97, 2)]
+    assert base.asked == 1
 
 
 @given(st.data())

@@ -233,6 +233,16 @@ def test_a_file_whose_only_cluster_is_free_is_dirty(layout: Layout) -> None:
     assert "free cluster" in reason
 
 
+def test_a_root_directory_whose_cluster_is_free_is_dirty(layout: Layout) -> None:
+    if layout.bits == 16:  # whose root directory lies before the clusters
+        assert read_boot_sector(layout.source).root_cluster == 0
+        return
+    root = read_boot_sector(layout.source).root_cluster
+    state, reason, free = state_and_free(layout.with_entry(root, 0))
+    assert (state, free) == ("dirty", 0)
+    assert "free cluster" in reason
+
+
 def test_a_chain_that_loops_leaves_its_file_unread(layout: Layout) -> None:
     path = "/sub/deep dir/käse ☃.dat"
     cluster = layout.first_cluster(path)

@@ -174,6 +174,49 @@ def test_a_name_of_gigabytes_is_corrupt() -> None:
         read(with_data(info.tobuf(tarfile.GNU_FORMAT) + bytes(2048)))
 
 
+def raw_header(size: int, kind: bytes = tarfile.REGTYPE, more: int = 0) -> bytes:
+    """A tar header with any size; more: the flag that extends the map of a sparse member."""
+    block = bytearray(tarfile.TarInfo("member").tobuf(tarfile.GNU_FORMAT))
+    # GNU's base 256, in two's complement
+    block[124:136] = (b"\xff" if size < 0 else b"\x80") + (size % (1 << 88)).to_bytes(11, "big")
+    block[156:157] = kind
+    block[482] = more
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, b"D"])
+def test_a_member_of_exabytes_is_not_walked_over(kind: bytes) -> None:
+    package = with_data(raw_header(1 << 62, kind) + bytes(2048))
+    with pytest.raises(Unsupported, match="more than the allowed"):
+        list(members(Memory(package), max_bytes=MIB))
+
+
+def test_a_member_of_less_than_nothing_is_corrupt() -> None:
+    extended = header("member")
+    extended.pax_headers = {"size": "-1"}
+    for tar in (raw_header(-1), extended.tobuf(tarfile.PAX_FORMAT)):
+        with pytest.raises(Corrupt, match="a member of -1 bytes"):
+            read(with_data(tar + bytes(2048)))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+def test_extended_headers_of_megabytes_are_corrupt(kind: bytes) -> None:
+    with pytest.raises(Corrupt, match="a name of"):
+        read(with_data(raw_header(MIB, kind) + b"9 a=bbbb\n" * MIB))
+
+
+def test_sparse_members_are_unsupported_before_their_maps_are_read() -> None:
+    with pytest.raises(Unsupported, match="sparse member"):
+        read(with_data(raw_header(0, tarfile.GNUTYPE_SPARSE, more=1)))
+    for version in ({"GNU.sparse.map": "0,1"}, {"GNU.sparse.size": "1"}, {"GNU.sparse.major": "1"}):
+        info = header("member")
+        info.pax_headers = {"GNU.sparse.minor": "0", **version}
+        with pytest.raises(Unsupported, match="sparse member"):
+            read(with_data(info.tobuf(tarfile.PAX_FORMAT) + bytes(2048)))
+
+
 def test_headers_nested_without_end_are_corrupt() -> None:
     info = tarfile.TarInfo("././@LongLink")
     info.type = tarfile.GNUTYPE_LONGNAME

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from formats.errors import Corrupt, FormatError
+from formats.ranges import as_ranges, union
 from formats.source import FileSource, Memory
 from formats.volume.gpt import read_gpt
 from tests.formats.damage import at_most_one_gib, damaged
@@ -49,6 +50,12 @@ def test_partitions_are_those_that_sfdisk_lists(disk: Path) -> None:
     assert table.identifier == "01234567-89ab-cdef-0123-456789abcdef"
     assert table.sector_size == 512
     assert table.warnings == ()
+
+
+def test_the_table_lies_in_the_first_and_the_last_sectors(disk: Path) -> None:
+    last = 64 * MIB // 512
+    own = union(as_ranges(read_gpt(FileSource(disk)).own))
+    assert (own // 512).tolist() == [[0, 34], [last - 33, last]]
 
 
 def test_a_damaged_backup_is_a_warning(disk: Path) -> None:

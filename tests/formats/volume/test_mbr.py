@@ -91,6 +91,22 @@ def test_a_partition_past_the_end_of_the_disk_is_corrupt() -> None:
         read_mbr(Memory(record(entry(0x83, 1, 64)) + bytes(63 * 512)))
 
 
+def test_the_table_lies_in_its_boot_records(disk: Path) -> None:
+    sectors = disk.read_bytes()
+    signed = [
+        at for at in range(0, len(sectors), 512) if sectors[at + 510 : at + 512] == b"\x55\xaa"
+    ]
+    assert len(signed) == 4
+    assert read(disk).own == tuple((at, at + 512) for at in signed)
+
+
+def test_a_chain_of_very_many_records_is_corrupt() -> None:
+    sectors = [record(entry(0x05, 1, 999))]
+    sectors += [record(entry(0, 0, 0), entry(0x05, number, 1)) for number in range(1, 1000)]
+    with pytest.raises(Corrupt, match="a chain of more than 256 records"):
+        read_mbr(Memory(b"".join(sectors)))
+
+
 def test_a_chain_that_loops_is_corrupt() -> None:
     sectors = [bytes(512)] * 64
     sectors[0] = record(entry(0x05, 8, 56))
