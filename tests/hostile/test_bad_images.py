@@ -87,21 +87,13 @@ def test_a_container_with_garbage_behind_its_header_is_refused(
     nothing_beside(output)
 
 
-def test_a_truncated_raw_disk_is_packed_as_what_it_is_or_refused(
-    author: Vmpack, image: Path
-) -> None:
-    """Its partition ends behind the disk: nothing in it may be believed, and nothing lost."""
-    with image.open("r+b") as file:
-        file.truncate(8 << 20)
+def test_a_raw_disk_cut_short_is_refused(author: Vmpack, image: Path) -> None:
+    """Its partition ends behind the disk."""
+    os.truncate(image, 8 << 20)
     output = image.with_suffix(".vmpack")
     done = author("pack", image, "-o", output, "--no-packages")
-    if done.returncode:
-        refused(done, INPUT, str(image), output=output)
-        nothing_beside(output)
-        return
-    rebuilt = image.with_name("rebuilt.raw")
-    author.good("unpack", output, "-o", rebuilt, "--from", "store:")
-    assert rebuilt.read_bytes() == image.read_bytes()
+    refused(done, INPUT, str(image), "partition 1 ends at byte", output=output)
+    nothing_beside(output)
 
 
 def test_a_backing_file_that_nobody_named_is_refused_and_never_opened(
@@ -120,18 +112,13 @@ def test_a_backing_file_that_nobody_named_is_refused_and_never_opened(
     assert config_digest(output) == config_digest(plain)
 
 
-def test_overlapping_partitions_lose_no_byte(author: Vmpack, image: Path) -> None:
-    """Neither partition's word about free space is taken: both may own the bytes."""
+def test_overlapping_partitions_are_refused(author: Vmpack, image: Path) -> None:
+    """Neither partition's word about free space can be taken: both may own the bytes."""
     add_overlapping_partition(image)
     output = image.with_suffix(".vmpack")
     done = author("pack", image, "-o", output, "--no-packages")
-    if done.returncode:
-        refused(done, INPUT, str(image), output=output)
-        nothing_beside(output)
-        return
-    rebuilt = image.with_name("rebuilt.raw")
-    author.good("unpack", output, "-o", rebuilt, "--from", "store:")
-    assert rebuilt.read_bytes() == image.read_bytes()
+    refused(done, INPUT, str(image), "partition 2 begins before", output=output)
+    nothing_beside(output)
 
 
 def test_a_dirty_ext4_is_packed_whole_with_a_warning(author: Vmpack, image: Path) -> None:

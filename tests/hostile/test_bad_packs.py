@@ -94,7 +94,6 @@ def test_one_flipped_bit_in_the_index_of_the_layout_never_gives_another_disk(
     run_vmpack: Vmpack, pack: Path, disk: Path
 ) -> None:
     good = (pack / "index.json").read_bytes()
-    right = original(pack)
     chance = random.Random(3)
     refusals = 0
     for position in sorted(chance.sample(range(len(good)), 12)):
@@ -105,10 +104,8 @@ def test_one_flipped_bit_in_the_index_of_the_layout_never_gives_another_disk(
             refused(done, INPUT, str(pack), output=disk)
             refusals += 1
         else:
-            (pack / "index.json").write_bytes(good)
-            assert run_vmpack.json("verify", disk, pack, "--exact")["right"]
+            assert disk.read_bytes() == original(pack)
             disk.unlink()
-    assert len(right) > 0
     assert refusals >= 6
 
 
@@ -136,8 +133,7 @@ def test_a_pack_cut_short_is_refused(run_vmpack: Vmpack, pack: Path, disk: Path)
     for share in (0, 0.0005, 0.3, 0.9):
         tar.write_bytes(whole[: int(len(whole) * share)])
         done = run_vmpack("unpack", tar, "-o", disk, "--from", "store:")
-        assert done.returncode in (INPUT, MISSING), done.stderr
-        refused(done, done.returncode, str(tar), output=disk)
+        refused(done, INPUT, str(tar), output=disk)
 
 
 def test_a_tar_whose_member_points_elsewhere_is_refused(
@@ -154,8 +150,7 @@ def test_a_tar_whose_member_points_elsewhere_is_refused(
                 with path.open("rb") as data:
                     file.addfile(entry, data)
     done = run_vmpack("unpack", tar, "-o", disk, "--from", "store:")
-    assert done.returncode in (INPUT, MISSING), done.stderr
-    refused(done, done.returncode, str(tar), output=disk)
+    refused(done, INPUT, str(tar), output=disk)
 
 
 def test_a_blob_that_is_a_link_to_a_file_of_this_host_is_not_followed(
@@ -165,8 +160,7 @@ def test_a_blob_that_is_a_link_to_a_file_of_this_host_is_not_followed(
     path.rename(pack.parent / "moved")
     path.symlink_to(pack.parent / "moved")
     done = run_vmpack("unpack", pack, "-o", disk, "--from", "store:")
-    assert done.returncode in (INPUT, MISSING), done.stderr
-    refused(done, done.returncode, str(pack), output=disk)
+    refused(done, INPUT, str(pack), output=disk)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from tests.hostile.refusal import INTERRUPTED, refused
 from tests.round_trip.command import Vmpack
-from tests.round_trip.layouts import config_digest
+from tests.round_trip.disks import tool
 from tests.round_trip.mirror import Mirror, mirror
 from tests.round_trip.packs import author_key, trusting_host
 from tests.round_trip.small import make_disk, write_files
@@ -110,44 +111,129 @@ def test_an_unpack_that_is_killed_again_and_again_still_ends(
     assert run_vmpack.json("verify", disk, medium, "--exact")["right"]
 
 
-@pytest.mark.parametrize("ending", ["", "/"])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(6))
+def test_an_unpack_to_another_container_that_was_killed_is_right_the_second_time(
+    run_vmpack: Vmpack, medium: Path, room: Path, moment: int
+) -> None:
+    """Half of the moments lie in the rebuilding of the disk, half in its conversion; qemu-img,
+    which is not killed, may still be at work when the same command is given again.
+    """
+    chance = random.Random(f"qcow2 {moment}")
+    disk = room / "rebuilt.qcow2"
+    command: list[str | Path] = ["unpack", medium, "-o", disk, "--format", "qcow2", "-q"]
+    command += ["--from", "store:", "--no-store"]
+    process = run_vmpack.start(*command)
+    if moment < 3:
+        wait_for_bytes(process, disk.with_name("rebuilt.qcow2.partial"), chance.randrange(90 * MIB))
+    else:
+        wait_for_bytes(
+            process, disk.with_name("rebuilt.qcow2.qcow2.partial"), chance.randrange(50 * MIB)
+        )
+    end(process, signal.SIGKILL)
+    assert not disk.exists(), "the disk had its name before it was complete"
+    report = run_vmpack.json(*command)
+    assert report["resumed_bytes"] > 0
+    assert run_vmpack.json("verify", disk, medium, "--exact")["right"]
+    tool("qemu-img", "check", disk)
+    assert names(room) == {"rebuilt.qcow2", "home"}
+
+
+@pytest.mark.xfail(strict=True, reason="the old qemu-img holds its lock on the temporary name")
+def test_a_conversion_that_outlives_its_killed_vmpack_does_not_disturb_the_next_one(
+    run_vmpack: Vmpack, medium: Path, room: Path
+) -> None:
+    """On a slow medium qemu-img works on for minutes; here it is held in the middle."""
+    disk = room / "rebuilt.qcow2"
+    command: list[str | Path] = ["unpack", medium, "-o", disk, "--format", "qcow2", "-q"]
+    command += ["--from", "store:", "--no-store"]
+    process = run_vmpack.start(*command)
+    wait_for_bytes(process, disk.with_name("rebuilt.qcow2.qcow2.partial"), 0)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (converter,) = map(int, children)
+    os.kill(converter, signal.SIGSTOP)
+    try:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(60)
+        run_vmpack.good(*command)
+    finally:
+        os.kill(converter, signal.SIGCONT)
+        process.communicate()
+    assert run_vmpack.json("verify", disk, medium, "--exact")["right"]
+    assert names(room) == {"rebuilt.qcow2", "home"}
+
+
+def wait_for_bytes(process: subprocess.Popen[str], path: Path, count: int) -> None:
+    """Return when a running process has so many bytes of a file on the disk."""
+    while not path.exists() or path.stat().st_blocks * 512 <= count:
+        assert process.poll() is None, f"{path} never held {count} bytes"
+        time.sleep(0.0005)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize("ending", ["", "/"], ids=["file", "folder"])
+def test_a_copy_that_was_killed_is_right_the_second_time(
+    run_vmpack: Vmpack, medium: Path, room: Path, moment: int, ending: str
+) -> None:
+    """Moments are counted in bytes that were read; the last comes after the last byte."""
+    chance = random.Random(f"copy {moment}")
+    whole = sum(path.stat().st_size for path in (medium / "blobs/sha256").iterdir())
+    output = room / "copied"
+    with mirror(medium) as one:
+        command: list[str | Path] = ["copy", one.url, f"{output}{ending}", "-q"]
+        process = run_vmpack.start(*command)
+        if moment < 3:
+            one.wait_until_sent(chance.randrange(whole))
+        else:
+            one.wait_until_sent(whole)
+            time.sleep(chance.uniform(0, 0.2))
+        end(process, signal.SIGKILL)
+        if output.exists():
+            assert moment >= 3, "the copy had its name before it was complete"
+        else:
+            run_vmpack.good(*command)
+    run_vmpack.good("copy", medium, f"{room}/undisturbed{ending}")
+    tool("diff", "-r", output, room / "undisturbed")
+    assert names(room) == {"copied", "undisturbed", "home"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["", "/"], ids=["file", "folder"])
 def test_a_pack_that_is_killed_leaves_nothing_under_the_final_name(
     author: Vmpack, medium: Path, room: Path, ending: str
 ) -> None:
     image, output = medium.with_name("medium.raw"), room / "again"
-    command: list[str | Path] = [
-        "pack",
-        image,
-        "-o",
-        f"{output}{ending}",
-        "--no-packages",
-        "--name",
-        "medium",
-        "-q",
-    ]
+    command: list[str | Path] = ["pack", image, "-o", f"{output}{ending}", "--no-packages"]
+    command += ["--name", "medium", "-q"]
     started = time.monotonic()
     author.good(*command)
     usual_s = time.monotonic() - started
-    author.good("copy", output, f"{room}/first/")
-    identity = config_digest(room / "first")
+    output.rename(room / "undisturbed")
     chance = random.Random(f"pack {ending}")
+    early = 0
     for _ in range(MOMENTS // 2):
-        process = author.start(*command, "--force")
-        remove(output)
-        time.sleep(chance.uniform(0.3, 1) * usual_s)
+        process = author.start(*command)
+        time.sleep(chance.uniform(0.2, 1) * usual_s)
         end(process, signal.SIGKILL)
+        early += not output.exists()
         if output.exists():
-            assert author.json("inspect", output)["identity"] == identity
-            assert author.json("verify", image, output)["right"]
-    author.good(*command, "--force")
-    author.good("copy", output, f"{room}/last/")
-    assert config_digest(room / "last") == identity
+            tool("diff", "-r", output, room / "undisturbed")
+            remove(output)
+    assert early >= MOMENTS // 4, "most kills came too late"
+    author.good(*command)
+    tool("diff", "-r", output, room / "undisturbed")
+    assert names(room) == {"again", "undisturbed", "author"}
 
 
 def remove(output: Path) -> None:
     if output.is_dir():
-        output.rename(output.with_name(f"old-{time.monotonic_ns()}"))
-    elif output.exists():
+        shutil.rmtree(output)
+    else:
         output.unlink()
 
 

@@ -17,8 +17,9 @@ LIMIT_S = 500
 class Vmpack:
     """Runs `vmpack` with one VMPACK_HOME: `vmpack("inspect", image)` is the finished process."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, program: Sequence[str] = (VMPACK,)) -> None:
         self.home = home
+        self.program = program
 
     def __call__(
         self,
@@ -30,7 +31,7 @@ class Vmpack:
     ) -> subprocess.CompletedProcess[str]:
         """`before`: a command that runs it, such as `unshare -n`."""
         return subprocess.run(
-            [*before, VMPACK, *map(str, arguments)],
+            [*before, *self.program, *map(str, arguments)],
             env=self.environment(environment),
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -43,7 +44,7 @@ class Vmpack:
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """The running process, in a session of its own."""
         return subprocess.Popen(
-            [VMPACK, *map(str, arguments)],
+            [*self.program, *map(str, arguments)],
             env=self.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.transport.servers import Answer, Server, content_range, serving
 
-PIECE = 1 << 14
+PIECE = 1 << 16
 Spoil = Callable[[Answer, bytes], bytes | None]
 """(request, the file's bytes) -> what to serve instead; None when the request was answered."""
 
@@ -29,6 +29,7 @@ class Mirror:
     requests: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _next: float = 0
+    _read: dict[Path, bytes] = field(default_factory=dict)
 
     def wait_until_sent(self, count: int, limit_s: float = 60) -> None:
         """Return when so many bytes have left."""
@@ -41,7 +42,9 @@ class Mirror:
         path = self.folder / request.path.lstrip("/")
         if ".." in path.parts or not path.is_file():
             return request.give(404, {"Content-Length": "0"}, b"")
-        data: bytes | None = path.read_bytes()
+        if path not in self._read:  # a bundle is asked for in many ranges
+            self._read[path] = path.read_bytes()
+        data: bytes | None = self._read[path]
         if self.spoil is not None and data is not None:
             data = self.spoil(request, data)
         if data is None:
