@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from benchmarks.measure import Command, Row, run
 from fixtures.guests import build
 
 FOLDER = Path("build/bench")
+FREE_SECONDS = 3
+"""How long XFS may need to give the blocks of a removed file back."""
 
 
 class Bench:
@@ -53,12 +57,15 @@ class Bench:
 def timed(command: Command, folder: Path, fresh: Path | None = None) -> Callable[[], float]:
     """Return what runs a command and tells its wall seconds, writing back below `folder` included.
 
-    fresh: an output that is removed before each run, so that every run writes it anew.
+    fresh: an output that is removed before each run, so that every run writes it anew; the file
+    system gets time to take its blocks back, which XFS does afterwards and in the background.
     """
 
     def once() -> float:
         if fresh is not None:
             fresh.unlink(missing_ok=True)
+            subprocess.run(["sync", "-f", str(folder)], check=True)
+            time.sleep(FREE_SECONDS)
         return run(command, sync=folder)
 
     return once

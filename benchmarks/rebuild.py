@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench import Bench, timed
+from benchmarks.bench import FREE_SECONDS, Bench, timed
 from benchmarks.measure import Command, run, side_by_side, words_of
 from benchmarks.mounts import guest_tree, used_bytes, xfs
 from fixtures.web import nginx
@@ -23,9 +23,6 @@ from packer.text import format_bytes
 from packer.unpack.unpack import carrier_of
 
 ROUNDS = 5
-FREE_SECONDS = 5
-"""XFS gives the blocks of a removed file back in the background."""
-
 XFS_BYTES = 24 << 30
 
 

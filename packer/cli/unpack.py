@@ -69,11 +69,11 @@ def run(options: argparse.Namespace) -> int:
         verdict = accept(pack, options)
         named = options.sources or settings.sources
         if named:
-            sources = opener.open_all(named)
+            sources, notes = opener.open_all(named)
         else:
             sources, notes = opener.defaults(offline=options.offline)
-            for note in notes:
-                print(f"vmpack: note: {printable(note)}", file=sys.stderr)
+        for note in notes:
+            print(f"vmpack: note: {printable(note)}", file=sys.stderr)
         if not options.no_store and store not in sources:
             sources.insert(0, store)  # what was fetched once is not fetched again
         if options.dry_run:

@@ -56,12 +56,24 @@ class SourceOpener:
         self._opened: list[Source] = []
         self._memory = Memory(host.cache_dir() / "files.sqlite")
 
-    def open_all(self, uris: Sequence[str]) -> list[Source]:
-        """Return the sources that the user named, in that order.
+    def open_all(self, uris: Sequence[str]) -> tuple[list[Source], list[str]]:
+        """Return (the sources that the user named, in that order; notes about those left out).
 
-        Raises UsageError for a URI of no known kind, Error for a source that is not there.
+        A server that does not answer is left out: the others may have everything. Raises
+        UsageError for a URI of no known kind, Error for a source on this host that is not there.
         """
-        return [self.open(uri) for uri in dict.fromkeys(uris)]
+        sources: list[Source] = []
+        notes: list[str] = []
+        for uri in dict.fromkeys(uris):
+            try:
+                sources.append(self.open(uri))
+            except UsageError:
+                raise
+            except Error as error:
+                if uri.partition(":")[0] not in NETWORK_SCHEMES:
+                    raise
+                notes.append(f"{error}; left out")
+        return sources, notes
 
     def defaults(self, *, offline: bool) -> tuple[list[Source], list[str]]:
         """Return (sources to use when the user named none, notes about those left out).
@@ -84,7 +96,10 @@ class SourceOpener:
         return sources, notes
 
     def open(self, uri: str) -> Source:
-        """Return one source. Raises UsageError and Error as `open_all` does."""
+        """Return one source.
+
+        Raises UsageError for a URI of no known kind, Error for a source that is not there.
+        """
         kind, colon, rest = uri.partition(":")
         if kind in ("https", "http"):
             from packer.transport.response import visible

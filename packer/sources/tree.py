@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packer.artifact.contents import DIGEST_BYTES
-from packer.mounts import file_system_type
+from packer.file_system import file_system_type
 from packer.progress import Advance, ignore
 from packer.sources.base import SourceError
 from packer.sources.memory import Memory, Stamps, as_stamps, hash_range, stamp_of

@@ -14,7 +14,7 @@ from formats.source import file_data_ranges
 from packer.clone import Cloner
 from packer.durable import sync_directory
 from packer.errors import Error, InUseError, UsageError
-from packer.mounts import file_system_type
+from packer.file_system import file_system_type
 from packer.unpack import settled
 
 _FALLOC_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h

@@ -151,6 +151,8 @@ def _convert(target: Output, container: str) -> None:
     # Absolute: qemu-img takes what stands before a colon for a protocol, and "-" for an option.
     finished = target.partial.absolute()
     temporary = finished.with_name(target.path.name + f".{container}.partial")
+    # Of a killed run, whose qemu-img may still write to it and hold its lock.
+    temporary.unlink(missing_ok=True)
     command = [program, "convert", "-f", "raw", "-O", container, str(finished), str(temporary)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.refusal import FAILED, INPUT, MISSING, refused
+from tests.hostile.refusal import MISSING, refused
 from tests.round_trip.command import Vmpack
 from tests.round_trip.mirror import Spoil, mirror
 from tests.round_trip.small import pack_small
@@ -113,22 +113,34 @@ def test_a_bad_mirror_is_told_and_the_next_one_asked(
     assert hurried.json("verify", disk, pack, "--exact")["right"]
 
 
-def test_a_mirror_that_has_nothing_is_refused(
-    run_vmpack: Vmpack, boot: Path, disk: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(params=["nobody listens", "has nothing"])
+def dead_url(request: pytest.FixtureRequest, pack: Path, tmp_path: Path) -> Iterator[str]:
+    """A mirror that cannot even be opened."""
     (tmp_path / "nothing").mkdir()
-    with mirror(tmp_path / "nothing") as empty:
-        done = run_vmpack("unpack", boot, "-o", disk, "--from", empty.url)
-        refused(done, INPUT, empty.url, output=disk)
+    nobody_listens = request.param == "nobody listens"
+    with mirror(pack if nobody_listens else tmp_path / "nothing") as server:
+        if not nobody_listens:
+            yield server.url
+    if nobody_listens:
+        yield server.url
 
 
-def test_a_mirror_where_nobody_listens_is_refused(
-    run_vmpack: Vmpack, pack: Path, boot: Path, disk: Path
+def test_a_mirror_that_cannot_be_opened_is_told_and_the_next_one_asked(
+    run_vmpack: Vmpack, pack: Path, boot: Path, disk: Path, dead_url: str
 ) -> None:
-    with mirror(pack) as gone:
-        url = gone.url
-    done = run_vmpack("unpack", boot, "-o", disk, "--from", url)
-    refused(done, FAILED, url, "refused", output=disk)
+    with mirror(pack) as good:
+        done = run_vmpack("unpack", boot, "-o", disk, "--from", dead_url, "--from", good.url)
+        assert done.returncode == 0, done.stderr
+        assert good.sent_bytes > 0
+    assert [line for line in done.stderr.splitlines() if dead_url in line and "left out" in line]
+    assert run_vmpack.json("verify", disk, pack, "--exact")["right"]
+
+
+def test_without_another_mirror_what_is_missing_is_listed(
+    run_vmpack: Vmpack, boot: Path, disk: Path, dead_url: str
+) -> None:
+    done = run_vmpack("unpack", boot, "-o", disk, "--from", dead_url)
+    refused(done, MISSING, "nobody has", dead_url, "left out", output=disk)
 
 
 def test_a_connection_that_is_cut_is_taken_up_where_it_broke(
@@ -293,4 +305,4 @@ def test_a_mirror_that_stalls_before_it_says_what_it_has_ends_in_one_clear_line(
     with mirror(pack, spoil=silent) as dead:
         done = hurried("unpack", boot, "-o", disk, "--from", dead.url)
         assert time.monotonic() - started < BOUND_S
-        refused(done, FAILED, dead.url, "2 attempts", output=disk)
+        refused(done, MISSING, dead.url, "2 attempts", "left out", output=disk)

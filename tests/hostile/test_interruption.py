@@ -139,7 +139,6 @@ def test_an_unpack_to_another_container_that_was_killed_is_right_the_second_time
     assert names(room) == {"rebuilt.qcow2", "home"}
 
 
-@pytest.mark.xfail(strict=True, reason="the old qemu-img holds its lock on the temporary name")
 def test_a_conversion_that_outlives_its_killed_vmpack_does_not_disturb_the_next_one(
     run_vmpack: Vmpack, medium: Path, room: Path
 ) -> None:

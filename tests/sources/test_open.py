@@ -64,7 +64,8 @@ def test_each_kind_of_uri_gives_its_source(opener: SourceOpener, tmp_path: Path)
         f"deb:{tmp_path}/tree": DebSource,
         f"pack:{tmp_path}/a.vmpack": PackSource,
     }
-    sources = opener.open_all(list(kinds))
+    sources, notes = opener.open_all(list(kinds))
+    assert notes == []
     assert [type(source) for source in sources] == list(kinds.values())
     assert [source.uri for source in sources[1:]] == list(kinds)[1:]
     assert sources[0].uri == f"store:{tmp_path}/store"  # not where this host usually has it

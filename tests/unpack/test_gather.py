@@ -240,6 +240,17 @@ def test_trees_are_searched_when_a_mirror_promises_all_and_then_breaks(bench: Be
     assert gathering.missing.tolist() == [5]
 
 
+@pytest.mark.parametrize(("pieces", "times"), [(0, 1), (2, 2)])
+def test_a_mirror_that_broke_is_asked_again_only_if_it_has_sent_something(
+    bench: Bench, pieces: int, times: int
+) -> None:
+    """Each time costs all its attempts with all their patience: minutes."""
+    mirror = Simulated("https:", local=False, cost=1, twist=breaks_after(pieces))
+    gathering = fill(bench, Simulated("pack:", NOTHING), mirror)
+    assert len(mirror.fetched) == times
+    assert len(gathering.missing) > 0
+
+
 def test_a_mirror_whose_lists_must_be_fetched_first_is_asked_when_nobody_else_has_it(
     bench: Bench,
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from packer.clone import Cloner
-from packer.mounts import file_system_type
+from packer.file_system import file_system_type
 from packer.unpack.settled import SETTLED_NS, TYPES, is_still, settled_state
 from tests.host import needs_root, sharing_file_system
 
