@@ -175,7 +175,7 @@ def test_warnings_of_the_parts_are_notes_that_no_name_can_break(
 ) -> None:
     home = tmp_path / "home\x1b[31m\nvmpack: all is well"
     (home / "cache" / "files.sqlite").mkdir(parents=True)  # where a file should be
-    command = [sys.executable, "-m", "packer.cli.main", "unpack", signed, "-o", "disk"]
+    command = [sys.executable, "-m", "packer.cli.main", "unpack", str(signed), "-o", "disk"]
     told = subprocess.run(
         [*command, "--offline", "--allow-unsigned"],
         env=os.environ | {"VMPACK_HOME": str(home)},
