@@ -102,8 +102,7 @@ class DirectorySource:
                 self._candidates, self._refuted = _no_candidates(), set()
                 self._served = array("q")
         found = self._search(wanted) if deep else _no_candidates()
-        guessed = self._guess(wanted)
-        found = found.followed_by(guessed.take(~np.isin(guessed.row, found.row)))
+        found = found.followed_by(self._guess(wanted.only(np.setdiff1d(wanted.rows, found.row))))
         with self._lock:
             if self._refuted:
                 keys = map(tuple, found.keys().tolist())
