@@ -29,6 +29,11 @@ def cache_dir() -> Path:
     return _home("cache") or Path(platformdirs.user_cache_dir(_NAME))
 
 
+def packages_dir() -> Path:
+    """Return the folder of the package files that were fetched; it may not exist yet."""
+    return cache_dir() / "packages"
+
+
 def data_dir() -> Path:
     """Return the folder of the store and of VMs; it may not exist yet."""
     return _home("data") or Path(platformdirs.user_data_dir(_NAME))

@@ -71,6 +71,15 @@ class Bars:
             yield advance
 
 
+def tell(line: str) -> None:
+    """Print a line on standard error, above the bar if there is one."""
+    bars = sys.modules.get("tqdm")
+    if bars is None:
+        print(line, file=sys.stderr)
+    else:
+        bars.tqdm.write(line, file=sys.stderr)
+
+
 def for_terminal(*, quiet: bool) -> Progress:
     """Return bars when standard error is a terminal and they are wanted."""
     return Bars() if not quiet and sys.stderr.isatty() else Silent()

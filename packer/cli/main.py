@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from packer.errors import Error
+from packer.progress import tell
 from packer.text import printable
 
 INTERRUPTED = 130
@@ -51,7 +52,7 @@ class _Notes(logging.Handler):
     """What a part of the tool warns of, as a line that no quoted name can break."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"vmpack: note: {printable(record.getMessage())}", file=sys.stderr)
+        tell(f"vmpack: note: {printable(record.getMessage())}")
 
 
 def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,9 +24,11 @@ from packer.errors import UsageError
 from packer.pack.against import Against, inventory_holds, source_holds
 from packer.pack.clean_rules import GROUPS
 from packer.pack.pack import LEVELS, PackOptions, PackReport, pack
+from packer.progress import tell
 from packer.sources.apt_index import resolve
 from packer.sources.open import SourceOpener
-from packer.text import format_bytes, format_table
+from packer.sources.package_cache import PackageCache
+from packer.text import format_bytes, format_table, printable
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -113,19 +114,16 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--level {options.level}: expected 1 to 22")
     if options.unsigned and options.key:
         raise UsageError("--unsigned and --key contradict each other")
-    notes: list[str] = []
     with SourceOpener(own_store(None)) as opener:
-        report = _pack(options, opener, notes)
+        report = _pack(options, opener)
     if report.nobody_named:
         lacking = (
             report.unlisted_bytes if report.config.sources else report.config.totals.shared.bytes
         )
-        notes.append(
-            f"this pack leaves out {format_bytes(lacking)} and names nobody who has them; keep a "
-            "full copy, and say with --source where it will be"
+        tell(
+            f"vmpack: note: this pack leaves out {format_bytes(lacking)} and names nobody who has "
+            "them; keep a full copy, and say with --source where it will be"
         )
-    for note in notes:
-        print(f"vmpack: note: {note}", file=sys.stderr)
     if options.json:
         print_json(_as_json(report))
     else:
@@ -133,16 +131,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pack(options: argparse.Namespace, opener: SourceOpener, notes: list[str]) -> PackReport:
-    """Pack; add to the notes what apt could not tell."""
-
+def _pack(options: argparse.Namespace, opener: SourceOpener) -> PackReport:
     def ask_apt(packages: Sequence[Package]) -> Sequence[Package]:
         found = resolve(
             [(one.name, one.version, one.architecture) for one in packages],
-            update_folder=host.cache_dir() / "lists",
+            update_folder=PackageCache(host.packages_dir()).lists,
         )
         if found.note:
-            notes.append(found.note)
+            tell(f"vmpack: note: {printable(found.note)}")
         return found.packages
 
     return pack(

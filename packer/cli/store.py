@@ -86,8 +86,9 @@ def run_gc(options: argparse.Namespace) -> int:
     )
     packages = None
     if options.store is None:
-        packages = PackageCache(host.cache_dir() / "packages").collect(
-            max_bytes=max_bytes, older_than_seconds=seconds, everything=options.all
+        left = None if max_bytes is None else max(0, max_bytes - removed.kept_bytes)
+        packages = PackageCache(host.packages_dir()).collect(
+            max_bytes=left, older_than_seconds=seconds, everything=options.all
         )
     if options.json:
         print_json(_as_json(removed, packages))

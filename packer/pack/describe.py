@@ -79,18 +79,17 @@ def describe(
 
 
 def unlisted_bytes(prepared: Prepared) -> int:
-    """Return the bytes of what packages share that no mirror was found to list.
+    """Return the bytes of shared contents that no mirror was found to list.
 
-    A package from elsewhere, or a version that mirrors no longer have: only a full copy has those.
+    Of a package from elsewhere, of a version that mirrors no longer have, or what only the host
+    has that `--against` named: a full copy has those.
     """
     contents, hints = prepared.map.contents, prepared.hints
     listed = np.array([bool(package.filename) for package in hints.packages], dtype=bool)
     shipped = hints.package != NO_PACKAGE
-    found = np.zeros((2, len(contents)), dtype=bool)  # in any package; in a listed one
-    found[0, hints.content[shipped]] = True
-    found[1, hints.content[shipped][listed[hints.package[shipped]]]] = True
-    rows = (contents.classes == Class.SHARED) & found[0] & ~found[1]
-    return int(contents.size[rows].sum())
+    found = np.zeros(len(contents), dtype=bool)
+    found[hints.content[shipped][listed[hints.package[shipped]]]] = True
+    return int(contents.size[(contents.classes == Class.SHARED) & ~found].sum())
 
 
 def _mirrors(prepared: Prepared, sources: Sequence[str]) -> tuple[str, ...]:

@@ -63,8 +63,8 @@ class PackReport:
 
     identity: the digest of the config, "sha256:…". stored_bytes: of the whole layout;
     bundles: {title: bytes}. unused_bytes, zero_bytes: of the disk. unlisted_bytes: of shared
-    contents whose package no mirror lists. signers: fingerprints. removed: what was taken out of
-    the guest before packing, a line each.
+    contents that no mirror lists. signers: fingerprints. removed: what was taken out of the guest
+    before packing, a line each.
     """
 
     output: Path

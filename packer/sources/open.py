@@ -107,7 +107,7 @@ class SourceOpener:
             return self._keep([self._other_pack(visible(uri), uri)])[0]
         makers: dict[str, Callable[[str], Source]] = {
             "store": lambda folder: Store(Path(folder)) if folder else self._store,
-            "apt": lambda _: AptSource(host.cache_dir() / "packages"),
+            "apt": lambda _: AptSource(host.packages_dir()),
             "dir": lambda folder: DirectorySource(Path(folder), self._memory),
             "disk": DiskSource,
             "pack": lambda location: self._other_pack(f"pack:{location}", location),

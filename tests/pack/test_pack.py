@@ -6,10 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from packer.artifact.hints import Package
+from packer.artifact.contents import Contents
+from packer.artifact.hints import Hints, Package
 from packer.pack.pack import PackOptions, PackReport, pack
 from tests.guest.dpkg_guest import HAS_DPKG, Deb, DpkgRoot
 from tests.guest.material import ext4
@@ -66,3 +68,19 @@ def test_without_any_source_nobody_is_named(image: Path, tmp_path: Path) -> None
     report = packed(image, tmp_path, PackOptions("demo", thin=True))
     assert report.config.sources == ()
     assert report.nobody_named
+
+
+def test_what_only_a_named_host_has_is_counted_too(image: Path, tmp_path: Path) -> None:
+    def holds_everything(contents: Contents, hints: Hints, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+    plain = packed(image, tmp_path, PackOptions("demo", thin=True, resolve=resolve))
+    report = pack(
+        image,
+        tmp_path / "against.vmpack",
+        PackOptions("demo", thin=True, resolve=resolve, against=[holds_everything]),
+        [],
+    )
+    left_out = plain.config.totals.private.bytes
+    assert left_out > 0
+    assert report.unlisted_bytes == plain.unlisted_bytes + left_out
