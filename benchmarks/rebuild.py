@@ -100,7 +100,10 @@ def _copied(bench: Bench, tree: Path) -> None:
 
 
 def _unpack(bench: Bench, disk: Path, host: Path) -> list[str]:
-    """Return the command that rebuilds from the thin pack and a tree that stands for the host."""
+    """Return the command that rebuilds from the thin pack and a tree that stands for the host.
+
+    The full pack has what only root may read there, which a host does not offer.
+    """
     return bench.vmpack(
         "unpack",
         bench.thin,
@@ -112,6 +115,8 @@ def _unpack(bench: Bench, disk: Path, host: Path) -> list[str]:
         "--allow-older",
         "--from",
         f"dir:{host}",
+        "--from",
+        f"pack:{bench.pack}",
     )
 
 

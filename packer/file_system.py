@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# fmt: off
+LOCAL_TYPES = frozenset((
+    "bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs",
+    "nilfs2", "ntfs3", "overlay", "ramfs", "reiserfs", "squashfs", "tmpfs", "udf", "vfat", "xfs",
+    "zfs",
+))
+PSEUDO_TYPES = frozenset((
+    "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts",
+    "devtmpfs", "efivarfs", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore",
+    "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs",
+))
+# fmt: on
+"""Files of these are made up while they are read. What is in neither set (nfs, cifs, 9p, fuse and
+everything unknown) may hang or be somebody else's: it is read only where the user named it."""
+
 
 def file_system_type(fd: int) -> str:
     """Return the type of the file system that an open file lies on, "" when it cannot be told.

@@ -144,7 +144,11 @@ class AptSource:
         unknown = [key_of(one) for one in packages if not one.filename]
         unknown = [key for key in unknown if key not in self._resolved]
         if unknown:
-            found = resolve(unknown, update_folder=self._cache.lists if deep else None)
+            if deep:
+                with self._cache.reading():  # nobody removes the lists meanwhile
+                    found = resolve(unknown, update_folder=self._cache.lists)
+            else:
+                found = resolve(unknown)
             if found.note:
                 _log.warning("%s: %s", self.uri, found.note)
             for key, package, base in zip(unknown, found.packages, found.base_uris, strict=True):

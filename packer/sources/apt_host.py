@@ -247,7 +247,7 @@ def _watch(
             _size(one.target) > (one.size_bytes or MAX_PACKAGE_BYTES) for one in downloads
         )
         now = sum(_size(one.target) for one in downloads)
-        if now - counted >= STALL_BYTES:
+        if abs(now - counted) >= STALL_BYTES:  # apt may begin a file again
             counted, since = now, time.monotonic()
         if stop.is_set() or endless or time.monotonic() - since > stall_seconds:
             process.terminate()

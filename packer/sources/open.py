@@ -70,7 +70,7 @@ class SourceOpener:
             except UsageError:
                 raise
             except Error as error:
-                if uri.partition(":")[0] not in NETWORK_SCHEMES:
+                if uri.removeprefix("pack:").partition(":")[0] not in NETWORK_SCHEMES:
                     raise
                 notes.append(f"{error}; left out")
         return sources, notes

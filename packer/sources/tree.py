@@ -20,27 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packer.artifact.contents import DIGEST_BYTES
-from packer.file_system import file_system_type
+from packer.file_system import LOCAL_TYPES, PSEUDO_TYPES, file_system_type
 from packer.progress import Advance, ignore
 from packer.sources.base import SourceError
 from packer.sources.memory import Memory, Stamps, as_stamps, hash_range, stamp_of
 
 Rows = NDArray[np.int64]
-
-# fmt: off
-LOCAL_TYPES = frozenset((
-    "bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs",
-    "nilfs2", "ntfs3", "overlay", "ramfs", "reiserfs", "squashfs", "tmpfs", "udf", "vfat", "xfs",
-    "zfs",
-))
-PSEUDO_TYPES = frozenset((
-    "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts",
-    "devtmpfs", "efivarfs", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore",
-    "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs",
-))
-# fmt: on
-"""Files of these are made up while they are read. What is in neither set (nfs, cifs, 9p, fuse and
-everything unknown) may hang or be somebody else's: it is read only where the user named it."""
 
 MAX_FOLDERS_DEEP = 128
 MAX_LINKS = 40  # as Linux, path_resolution(7)

@@ -22,8 +22,7 @@ class Limits:
     """Upper bounds for one child process.
 
     memory_bytes: address space; a bare interpreter with numpy takes 0.1 GiB of it. wall_seconds:
-    from start to end, which is longer than the processor's time because storage may be slow; of a
-    survey, all of its processes together.
+    from start to end, which is longer than the processor's time because storage may be slow.
     open_files: descriptors. result_bytes: what the parent reads from it at most.
     """
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import msgspec
-
 from packer.errors import InputError
 from packer.survey.child import (
+    ChildError,
     Job,
     bare_environment,
     clean_text,
@@ -38,13 +37,15 @@ _MESSAGE_BYTES = 1 << 12
 _MEMORY_BYTES = 4 * GIB
 _CPU_SECONDS = 1 << 20
 _OPEN_FILES = 8192
-_BOOT = (
+_LIMITED = (
     "import sys, os; sys.path[:] = sys.argv[1:sys.argv.index('--')]; "
     "from packer.survey.limits import Limits, limit_this_process; "
     f"limit_this_process(Limits(memory_bytes={_MEMORY_BYTES}, cpu_seconds={_CPU_SECONDS}, "
     f"open_files={_OPEN_FILES}), die_with_parent=False); "
-    "command = sys.argv[sys.argv.index('--') + 1:]; os.execv(command[0], command)"
+    "command = sys.argv[sys.argv.index('--') + 1:]; "
 )
+_BOOT = _LIMITED + "os.execv(command[0], command)"
+_BOOT_MAP = _LIMITED + "from packer.survey.qemu_map import exec_map; exec_map(command)"
 
 
 class QemuNbd:
@@ -161,42 +162,45 @@ def demand_complete(path: Path, container: str, files: Sequence[Path]) -> None:
             hint="install qemu-img (package qemu-utils on Debian and Ubuntu)",
         )
     image = _image(path, container, force_share=True)
-    code, _, complaints = _asked(path, program, "check", "--output=json", "-U", image)
+    code, _, complaints = _asked(_BOOT, path, program, "check", "--output=json", "-U", image)
     if code not in _CHECK_PASSED:
         words = complaints[:_MESSAGE_BYTES].decode("utf-8", "replace").split()
         raise _incomplete(
             path, clean_text(" ".join(words)) or f"qemu-img check ended with code {code}"
         )
-    code, answer, _ = _asked(path, program, "map", "--output=json", "-U", image)
+    code, answer, complaints = _asked(_BOOT_MAP, path, program, "map", "--output=json", "-U", image)
+    if not answer.isdigit():
+        last = complaints.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise InputError(f"{path}: its map of qemu-img cannot be read: {clean_text(last)}")
     if code:
         raise _incomplete(path, "its map cannot be read")
-    try:
-        pieces = _map_decoder.decode(answer)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: what qemu-img says of it cannot be read: {error}") from error
     longest = max(file.stat().st_size for file in files)
-    reach = max((one.offset + one.length for one in pieces if one.offset is not None), default=0)
-    if reach > longest:
+    if (reach := int(answer)) > longest:
         raise _incomplete(path, f"expected at least {reach} bytes, found {longest}")
 
 
-class _MapPiece(msgspec.Struct, frozen=True):
-    length: int
-    offset: int | None = None
-
-
-_map_decoder = msgspec.json.Decoder(list[_MapPiece])
 _CHECK_PASSED = (0, 3, 63)
 """Exit codes of `qemu-img check`: sound, leaked clusters only, a driver that cannot check."""
 _CHECK_SECONDS = 600
-_MAP_BYTES = 512 << 20  # 3 million pieces; as many clusters of 64 KiB are 200 GiB
+_ANSWER_BYTES = 1 << 20
 
 
-def _asked(path: Path, program: str, verb: str, *arguments: str) -> tuple[int, bytearray, bytes]:
-    """Run qemu-img under the limits of a parser: see child.exchange."""
-    command = interpreter_running(_BOOT, *import_path(), "--", program, verb, *arguments)
-    limits = Limits(wall_seconds=_CHECK_SECONDS, result_bytes=_MAP_BYTES)
-    return exchange(command, Job(f"qemu-img {verb}", path.name, b"", limits=limits))
+def _asked(
+    boot: str, path: Path, program: str, verb: str, *arguments: str
+) -> tuple[int, bytearray, bytes]:
+    """Run qemu-img under the limits of a parser: see child.exchange.
+
+    Raises InputError when it takes too long or answers too much.
+    """
+    command = interpreter_running(boot, *import_path(), "--", program, verb, *arguments)
+    limits = Limits(wall_seconds=_CHECK_SECONDS, result_bytes=_ANSWER_BYTES)
+    try:
+        return exchange(command, Job(f"qemu-img {verb}", path.name, b"", limits=limits))
+    except ChildError as error:
+        raise InputError(
+            f"{path}: qemu-img {verb} {error.reason}",
+            hint="copy it to faster storage, or convert it with qemu-img convert -O qcow2",
+        ) from error
 
 
 def _incomplete(path: Path, reason: str) -> InputError:

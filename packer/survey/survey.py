@@ -2,12 +2,13 @@
 
 One child reads the table and looks at each volume; one more child for each file system reads it.
 A table that cannot be read is an error. A volume that cannot be read is raw: it travels as it is.
+All volumes together taking too long is an error: what is packed shall not depend on when time is up.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +24,32 @@ from packer.survey.limits import Limits
 from packer.survey.model import Survey, Volume
 
 RAW = "raw"
+WALL_FACTOR = 8
+"""How many times as long as one child all of them together may take."""
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 def survey(disk: Disk, *, limits: Limits | None = None) -> Survey:
     """Return who owns which bytes of the disk.
 
-    limits: of each child; the wall clock counts for all of them together, because a table may
-    list thousands of volumes that each take as long as they can.
-    Raises InputError when its partition table cannot be read.
+    limits: of each child. After WALL_FACTOR times its wall clock no further one is started,
+    because a table may list thousands of volumes that each take as long as they can.
+    Raises InputError when its partition table cannot be read, or when that time is over.
     """
     limits = limits or Limits()
-    deadline = time.monotonic() + limits.wall_seconds
+    allowed = WALL_FACTOR * limits.wall_seconds
+    deadline = time.monotonic() + allowed
     table = _read_table(disk, limits)
     gathered = _Gathered()
-    for partition in table.partitions:
-        left = replace(limits, wall_seconds=deadline - time.monotonic())
-        gathered.add(partition, *_read_volume(disk, partition, left))
+    for row, partition in enumerate(table.partitions):
+        if partition.reader and time.monotonic() > deadline:
+            raise InputError(
+                f"{disk.path} cannot be surveyed: expected to read all of its "
+                f"{len(table.partitions)} volumes within {allowed:g} seconds, found {row} done",
+                hint="copy the disk to faster storage; if it has very many volumes, it may be made "
+                "to do harm",
+            )
+        gathered.add(partition, *_read_volume(disk, partition, limits))
     return gathered.survey(disk, table)
 
 
@@ -49,14 +59,20 @@ def _read_table(disk: Disk, limits: Limits) -> wire.TableReply:
     if isinstance(reply, wire.Failure):
         raise InputError(
             f"the partition table of {disk.path} cannot be read: {clean_text(reply.reason)}",
-            hint="check it with sgdisk --verify or sfdisk --verify"
-            if disk.files
-            else "its server must take several clients at once (qemu-nbd --shared=0)",
+            hint=_table_hint(disk, reply.by_server),
         )
     try:
         return believe_table(reply, disk.size)
     except wire.MalformedError as error:
         raise _lied("partition table", _name(disk), error) from error
+
+
+def _table_hint(disk: Disk, by_server: bool) -> str:
+    if not by_server:
+        return "check it with sgdisk --verify or sfdisk --verify"
+    if disk.files:  # the server is our own
+        return "`qemu-img check` says more about the image"
+    return "its server must take several clients at once (qemu-nbd --shared=0)"
 
 
 def _read_volume(
@@ -65,8 +81,6 @@ def _read_volume(
     """Return (what its reader found, warning); None for a volume that stays raw."""
     if not partition.reader:
         return None, "" if partition.quiet else _raw_warning(disk, partition, partition.note)
-    if limits.wall_seconds <= 0:
-        return None, _raw_warning(disk, partition, "no time is left to read it")
     size = partition.end - partition.start
     request = wire.ReadVolume(disk.opening, partition.reader, partition.start, partition.end)
     place = f"volume {partition.number} of {_name(disk)}" if partition.number else _name(disk)

@@ -104,9 +104,13 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, tag="failure"):
-    """A FormatError: the bytes are not what they should be, and the reader noticed."""
+    """The bytes are not what they should be and the reader noticed, or they cannot be had.
+
+    by_server: whether an NBD server does not answer, or answers wrongly.
+    """
 
     reason: str
+    by_server: bool = False
 
 
 class ContainerReply(msgspec.Struct, frozen=True, array_like=True, tag="container"):

@@ -27,6 +27,7 @@ from packer.survey.child import EXIT_OUT_OF_MEMORY
 from packer.survey.limits import limit_this_process, parent_is_gone
 from packer.survey.recognise import recognise
 from packer.survey.references import referenced_files
+from packer.transport.nbd import NbdError
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _NO_TABLE_NUMBER = 0
@@ -75,7 +76,9 @@ def _answer(request: wire.Request) -> wire.Reply:
         if isinstance(request, wire.ReadTable):
             return _read_table(source)
         return _read_volume(request, source)
-    except (FormatError, InputError) as error:  # InputError: a server that does not answer
+    except NbdError as error:
+        return wire.Failure(_printable(str(error)), by_server=True)
+    except (FormatError, InputError) as error:
         return wire.Failure(_printable(str(error)))
     except OSError as error:
         return wire.Failure(f"cannot be read: {_printable(str(error))}")
@@ -113,7 +116,7 @@ def _read_table(source: Source) -> wire.TableReply:
 def _look_at(source: Source, partition: Partition, table: PartitionTable) -> wire.WirePartition:
     window = Window(source, partition.start, partition.end - partition.start)
     reader, note, quiet = _judge(window, partition.type)
-    if reader and any(start < partition.end and partition.start < end for start, end in table.own):
+    if reader and any(_covers(partition, start, end, table.kind) for start, end in table.own):
         # Its file system may call these bytes free, and whoever reads the table does not.
         reader, note, quiet = "", "it covers a part of the partition table", False
     return wire.WirePartition(
@@ -127,6 +130,17 @@ def _look_at(source: Source, partition: Partition, table: PartitionTable) -> wir
         note,
         quiet,
     )
+
+
+def _covers(partition: Partition, start: int, end: int, kind: str) -> bool:
+    """Say whether bytes of the table lie where the partition's file system may call them free.
+
+    A boot record is one sector, and no reader calls the first sector of its volume free: a volume
+    from sector 0 carries the MBR in its own boot sector (`mkfs.fat --mbr`).
+    """
+    if kind == "mbr" and start == partition.start:
+        return False
+    return start < partition.end and partition.start < end
 
 
 def _judge(volume: Source, partition_type: str) -> tuple[str, str, bool]:

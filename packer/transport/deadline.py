@@ -68,9 +68,10 @@ class _Watch:
                 now = time.monotonic()
                 # Cut under the lock: a step that has ended is never cut after it was removed.
                 for limit in self._limits.values():
-                    if not limit.expired and now > limit.deadline:
+                    if now > limit.deadline:
                         limit.expired = True
-                        limit.cut()
+                        with suppress(Exception):  # one that cannot be cut must not save the others
+                            limit.cut()  # again and again: it may have been between two connections
 
 
 _watch = _Watch()
@@ -93,8 +94,9 @@ def hang_up(connection: socket.socket) -> None:
     In both directions: after SHUT_RD alone Linux goes on receiving. Below TLS, whose state belongs
     to the other thread.
     """
+    below = getattr(connection, "socket", connection)  # urllib3's TLS within TLS is no socket
     with suppress(OSError):
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        socket.socket.shutdown(below, socket.SHUT_RDWR)
 
 
 class _HttpConnection(urllib3.connection.HTTPConnection):

@@ -214,10 +214,22 @@ class Assembler:
                 return None
             if low + body < high:
                 tails.append((target + body, low + body, high))
+        if state is None:
+            return self._prove(piece.row) if self._copy_tails(piece, tails) else None
         right = self._read_shared(piece, tails)
-        if state is not None and is_still(piece.fd, state):
-            return sum(self._mark(first + block, length) for block, length in right)
-        return self._prove(piece.row)
+        if not is_still(piece.fd, state):
+            return self._prove(piece.row)
+        return sum(self._mark(first + block, length) for block, length in right)
+
+    def _copy_tails(self, piece: FileRange, tails: Sequence[tuple[int, int, int]]) -> bool:
+        """Write what could not be shared; False when the file cannot be read."""
+        for target, low, high in tails:
+            try:
+                data = os.pread(piece.fd, high - low, piece.offset + low)
+            except OSError:
+                return False
+            self.output.pwrite(target, data)
+        return True
 
     def _read_shared(
         self, piece: FileRange, tails: Sequence[tuple[int, int, int]]
@@ -249,7 +261,11 @@ class Assembler:
         """Hash a content as the output holds it, in every place; return the bytes proven."""
         proven = 0
         for block, start, end in self.places.blocks(row):
-            if self.places.held(self.output.pread, row, block, start, end):
+            try:
+                held = self.places.held(self.output.pread, row, block, start, end)
+            except OSError:
+                continue  # a bad block, perhaps of the file that it is shared with
+            if held:
                 proven += self._mark(self._first_piece[row] + block, end - start)
         return proven
 

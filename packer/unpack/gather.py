@@ -87,7 +87,6 @@ class _Gatherer:
         self._progress = progress
         self._fetched: list[Rows] = []
         self._searched = False
-        self._given_up: set[str] = set()
         self._supplied = {source.uri: Supplied(source.uri) for source in (carrier, *sources)}
 
     def run(self) -> Gathering:
@@ -125,7 +124,6 @@ class _Gatherer:
 
         search_first: local sources whose trees are indexed if the plan is dear.
         """
-        sources = [source for source in sources if source.uri not in self._given_up]
         if len(rows) == 0:
             return
         offers = [self._ask(source, rows, deep=deep) for source in sources]
@@ -172,9 +170,6 @@ class _Gatherer:
         record.proven_bytes += proven
         record.fetched_bytes += cost_bytes
         record.complaints.extend(complaints)
-        if complaints and proven == 0 and not source.local:
-            # It has used up its patience for nothing, which takes minutes: not once more.
-            self._given_up.add(source.uri)
         failed = np.intersect1d(rows, self._assembler.missing())
         if not source.local:
             self._fetched.append(np.setdiff1d(rows, failed))

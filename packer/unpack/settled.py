@@ -5,11 +5,16 @@ clone into it, a truncation, and the first store through a mapping since its pag
 out (ioctl_ficlonerange(2) writes them out before it shares). So a time that lies some seconds back
 before, and is the same after, means that nothing changed in between. A fresh time tells nothing,
 because another change within the same tick of the clock would leave it as it is.
+
+One change does not show: the kernel may have pinned a page of a mapping (for O_DIRECT, or
+process_vm_writev(2)) and store into it later without a fault. So a file counts only if nobody can
+map it for writing whom this process does not trust anyhow.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import time
 
 TYPES = frozenset(("btrfs", "xfs"))
@@ -18,20 +23,28 @@ TYPES = frozenset(("btrfs", "xfs"))
 SETTLED_NS = 2_000_000_000
 """Far more than a tick of the kernel's clock, which is 10 ms at most."""
 
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
 State = tuple[int, int, int]
 
 
 def settled_state(fd: int) -> State | None:
-    """Return the state of a file whose last change lies back far enough; None if it does not."""
-    state = _state(fd)
+    """Return the state of a file that nothing changes unseen.
+
+    None if its last change does not lie back far enough, or if others than root and the user who
+    runs this may write to it.
+    """
+    status = os.fstat(fd)
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & _OTHERS_WRITE:
+        return None
+    state = _state(status)
     return state if 0 <= state[0] < time.time_ns() - SETTLED_NS else None
 
 
 def is_still(fd: int, state: State) -> bool:
     """Return whether nothing has changed the file since `settled_state` returned `state`."""
-    return _state(fd) == state
+    return _state(os.fstat(fd)) == state
 
 
-def _state(fd: int) -> State:
-    status = os.fstat(fd)
+def _state(status: os.stat_result) -> State:
     return status.st_ctime_ns, status.st_mtime_ns, status.st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -281,6 +282,29 @@ def test_a_file_that_is_wrong_only_while_its_blocks_are_shared_proves_nothing(
     bench.place(source, np.array([5], dtype=np.int64))
     assert 5 in bench.assembler.missing()
     bench.finish()
+
+
+class OutputThatCannotBeRead(Output):
+    """An output on a medium that takes everything and gives nothing back."""
+
+    def pread(self, offset: int, length: int) -> bytes:
+        raise OSError(errno.EIO, "no")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("seconds", "proven"), [(0, False), (SETTLED_NS / 1e9 + 0.5, True)])
+def test_shared_blocks_of_a_settled_file_alone_are_proven_without_reading_the_output(
+    make_bench: MakeBench, sharing: Path, seconds: float, proven: bool
+) -> None:
+    source = Files(sharing / "files")
+    time.sleep(seconds)
+    bench = make_bench(sharing / "disk")
+    bench.output.close()
+    output = OutputThatCannotBeRead(sharing / "disk", bench.disk_map.size)
+    bench.output = bench.assembler.output = output
+    rows = np.array([5], dtype=np.int64)
+    bench.assembler.place_all(source, rows, lambda _: None)
+    assert (5 not in bench.assembler.missing()) == proven
 
 
 class OutputOfAnEvilMoment(Output):

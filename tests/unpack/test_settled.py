@@ -113,6 +113,24 @@ def test_every_change_shows(folder: Path) -> None:
 
 
 @needs_root
+@pytest.mark.parametrize(("owner", "mode"), [(12345, 0o644), (0, 0o664), (0, 0o646)])
+def test_a_file_that_strangers_may_write_to_is_not_settled(
+    folder: Path, owner: int, mode: int
+) -> None:
+    """Pages that the kernel has pinned for them change without a new time."""
+    path = folder / f"theirs-{owner}-{mode:o}"
+    path.write_bytes(b"x")
+    path.chmod(0o644)
+    time.sleep(SETTLED_NS / 1e9 + 0.5)
+    with path.open("rb") as file:
+        assert settled_state(file.fileno()) is not None
+        os.chown(path, owner, 0)
+        path.chmod(mode)
+        time.sleep(SETTLED_NS / 1e9 + 0.5)
+        assert settled_state(file.fileno()) is None
+
+
+@needs_root
 def test_a_file_that_was_changed_just_now_is_not_settled(folder: Path) -> None:
     path = folder / "fresh"
     path.write_bytes(b"x")

@@ -24,6 +24,7 @@ from packer.artifact.layout.base import (
 )
 from packer.artifact.manifest import OCI_LAYOUT, Blob, Manifest, encode, encode_index
 from packer.errors import Error, UsageError
+from packer.file_system import LOCAL_TYPES, file_system_type
 from packer.progress import Advance, ignore
 
 _HINTS = {
@@ -76,7 +77,9 @@ def _remove_if_left_behind(folder: Path) -> None:
         fd = _locked(folder)
         try:
             own = os.fstat(fd).st_uid == os.geteuid()
-            if own and not (folder / "oci-layout").exists():
+            # Elsewhere a lock may reach no further than its host, and another one may write here.
+            local = file_system_type(fd) in LOCAL_TYPES
+            if own and local and not (folder / "oci-layout").exists():
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(fd)
