@@ -15,6 +15,10 @@ MAX_OVERHEAD_BYTES = 1 << 16
 """A frame is never longer than what it holds by more than this and a 64th."""
 
 QUICK_LEVEL = 1
+SLOW_LEVEL = 9
+"""From here on it pays to try the quick level first; below, the trial of all that can be compressed
+takes longer than what it saves on the rest, through which zstd hurries by itself.
+"""
 HOPELESS = 0.97
 """Data that a fast level leaves this much of is compressed already."""
 
@@ -41,6 +45,8 @@ def compress_within_reason(data: bytes, level: int) -> bytes:
     Kernels, initramfs and pictures are compressed already: level 19 would try for seconds to take
     off a thousandth.
     """
+    if level < SLOW_LEVEL:
+        return compress(data, level)
     quick = compress(data, QUICK_LEVEL)
     return quick if len(quick) > HOPELESS * len(data) else compress(data, level)
 

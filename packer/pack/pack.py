@@ -28,7 +28,7 @@ from packer.progress import Progress, Silent
 TABLE_LEVEL = 19
 """zstd level of map, hints and index: small, and in every copy."""
 
-LEVELS = {Class.BOOT: 12, Class.PRIVATE: 12, Class.SHARED: 5}
+LEVELS = {Class.BOOT: 12, Class.PRIVATE: 12, Class.SHARED: 6}
 """zstd level of each class: boot and private travel in every copy, shared contents seldom.
 
 Level 19 takes ten times as long for 1 % of a thin pack: most of that is compressed already.

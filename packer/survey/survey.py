@@ -2,7 +2,7 @@
 
 One child reads the table and looks at each volume; one more child for each file system reads it.
 A table that cannot be read is an error. A volume that cannot be read is raw: it travels as it is.
-All volumes together taking too long is an error: what is packed shall not depend on when time is up.
+That all together take too long is an error: what travels shall not depend on when time is up.
 """
 
 from __future__ import annotations
