@@ -88,6 +88,7 @@ def read_layout(source: Source, superblock: Superblock) -> Layout:
         _blocks(places["inode_bitmap"], 1),
         _blocks(table, length),
         _superblock_copies(superblock),
+        _blocks(np.zeros(1, dtype=np.int64), 1),  # of 1 KiB, it is the boot sector's
     ]
     checked = superblock.ro_compat & (c_ext.RO_COMPAT_GDT_CSUM | c_ext.RO_COMPAT_METADATA_CSUM)
     uninitialised = (descriptors["flags"] & c_ext.GROUP_BLOCK_UNINIT) != 0

@@ -93,7 +93,7 @@ def read_mbr(source: Source, sector_size: int = 512) -> PartitionTable:
         first_number = FIRST_LOGICAL_NUMBER + len(logicals)
         chain = _Chain(source, container, sector_size, first_number)
         logicals.extend(chain.partitions)
-        own.extend((position, position + RECORD_BYTES) for position in sorted(chain.records))
+        own.extend((position, position + RECORD_BYTES) for position in chain.records)
         warnings.extend(chain.warnings)
     check_layout("MBR", primaries + logicals, source.size)
     (identifier,) = DISK_SIGNATURE.unpack_from(record, DISK_SIGNATURE_OFFSET)
@@ -127,18 +127,19 @@ class _Chain:
         self.sector_size = sector_size
         self.next_number = first_number
         self.partitions: list[Partition] = []
-        self.records: set[int] = set()
+        self.records: list[int] = []
         self.warnings: list[str] = []
         self._follow()
 
     def _follow(self) -> None:
         position: int | None = self.container.start
+        seen: set[int] = set()
         while position is not None:
-            if position in self.records:
+            if position in seen:
                 raise Corrupt("EBR", position, "the chain of logical partitions loops")
-            if len(self.records) == MAX_PARTITIONS:
+            if len(seen) == MAX_PARTITIONS:
                 raise Corrupt("EBR", position, f"a chain of more than {MAX_PARTITIONS} records")
-            self.records.add(position)
+            seen.add(position)
             position = self._read_record(position)
 
     def _read_record(self, position: int) -> int | None:
@@ -150,6 +151,7 @@ class _Chain:
                 "partitions after it, if any, are not seen by the guest either"
             )
             return None
+        self.records.append(position)
         entries = read_entries(record)
         for index, entry in enumerate(entries):
             if entry.used and not entry.extended:

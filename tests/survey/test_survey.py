@@ -333,6 +333,19 @@ def test_a_contradicting_table_is_an_error(tmp_path: Path) -> None:
         surveyed(path)
 
 
+def test_a_contradicting_table_behind_a_server_is_not_blamed_on_the_server(tmp_path: Path) -> None:
+    path = disks.whole_disk(tmp_path)
+    disks.write_at(path, 1024 + 32, b"\xff" * 16)  # the first entry's sectors
+    disks.write_at(path, DISK_BYTES - 512, bytes(512))  # the backup header
+    with (
+        QemuNbd_of(path) as uri,
+        open_disk(uri) as disk,
+        pytest.raises(InputError, match="cannot be read: GPT") as caught,
+    ):
+        survey(disk)
+    assert "sgdisk --verify" in caught.value.hint
+
+
 def test_a_server_that_takes_no_second_client_is_a_clear_error(tmp_path: Path) -> None:
     with QemuNbd_of(disks.empty(tmp_path / "guest.raw", MIB)) as uri, open_disk(uri) as disk:
         Path(uri.rpartition("=")[2]).unlink()
@@ -387,6 +400,36 @@ def test_a_file_system_over_the_partition_table_gives_nothing_away(tmp_path: Pat
     assert total(intersect(found.free, table)) == 0
 
 
+def test_a_volume_from_the_first_sector_of_an_mbr_disk_is_read(tmp_path: Path) -> None:
+    path = disks.empty(tmp_path / "stick.raw", 64 * MIB)
+    run("mkfs.fat", "--mbr=yes", "-F", "32", path)
+    found = surveyed(path)
+    assert found.table == "mbr"
+    assert [(one.start, one.end, one.kind) for one in found.volumes] == [(0, 64 * MIB, "vfat")]
+    assert found.warnings == ()
+    assert total(found.free) > 60 * MIB
+    assert int(found.free[0, 0]) >= 512
+
+
+def test_a_boot_record_inside_a_volume_gives_nothing_away(tmp_path: Path) -> None:
+    """Only the volume's own first sector may be a record: here it is one of the chain's."""
+    path = disks.empty(tmp_path / "guest.raw", 64 * MIB)
+    disks.write_at(path, MIB, disks.ext4(tmp_path))
+    entries = ((0x83, 2048, 48 * 2048), (0x05, 50 * 2048, 4 * 2048))
+    packed = (struct.pack("<B3sB3sII", 0, b"", kind, b"", *rest) for kind, *rest in entries)
+    disks.write_at(path, 446, b"".join(packed).ljust(64, b"\0") + b"\x55\xaa")
+    logical = struct.pack("<B3sB3sII", 0, b"", 0x83, b"", 0, 4 * 2048)  # from its own record on
+    link = struct.pack("<B3sB3sII", 0, b"", 0x05, b"", 2048, 2048)  # to the middle of it
+    disks.write_at(path, 50 * MIB + 446, (logical + link).ljust(64, b"\0") + b"\x55\xaa")
+    disks.write_at(path, 51 * MIB + 510, b"\x55\xaa")
+    fat = disks.make_volume(tmp_path, "fat", 4 * MIB, "mkfs.vfat")
+    disks.write_at(path, 50 * MIB, fat[:446])
+    disks.write_at(path, 50 * MIB + 512, fat[512:MIB])
+    found = surveyed(path)
+    assert [(one.number, one.kind) for one in found.volumes] == [(1, "ext4"), (5, "raw")]
+    assert found.volumes[1].note == "it covers a part of the partition table"
+
+
 def test_a_reader_that_dies_leaves_its_volume_raw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,16 +443,31 @@ def test_a_reader_that_dies_leaves_its_volume_raw(
     )
 
 
-def test_the_clock_runs_for_all_volumes_together(
+def test_each_volume_has_its_own_clock_and_all_together_a_larger_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(child, "WORKER", "tests.survey.hanging_worker")
+    monkeypatch.setattr("packer.survey.survey.WALL_FACTOR", 2)
+    path = disks.whole_disk(tmp_path)
     begin = time.monotonic()
-    found = surveyed(disks.whole_disk(tmp_path), Limits(wall_seconds=10))
-    assert time.monotonic() - begin < 15
-    assert [one.kind for one in found.volumes] == ["raw"] * 4
-    assert "the ext reader took longer than" in found.warnings[0]
-    assert found.warnings[1].startswith("partition 2: no time is left to read it; ")
+    with pytest.raises(
+        InputError, match=r"all of its 4 volumes within 10 seconds, found 2 done"
+    ) as caught:
+        surveyed(path, Limits(wall_seconds=5))
+    assert 10 < time.monotonic() - begin < 15
+    assert caught.value.message.startswith(f"{path} cannot be surveyed: ")
+    assert "faster storage" in caught.value.hint
+
+
+def test_a_volume_that_takes_too_long_is_raw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "WORKER", "tests.survey.hanging_worker")
+    path = tmp_path / "whole.raw"
+    path.write_bytes(disks.ext4(tmp_path))
+    found = surveyed(path, Limits(wall_seconds=4))
+    assert [one.kind for one in found.volumes] == ["raw"]
+    assert "the ext reader took longer than 4 seconds" in found.warnings[0]
 
 
 def test_every_reader_has_a_name_of_its_own() -> None:

@@ -19,7 +19,7 @@ import pytest
 from formats.errors import Corrupt, FormatError, Truncated, Unsupported
 from formats.filesystem import ext
 from formats.filesystem.ext_checksum import crc16, crc32c, crc32c_of
-from formats.filesystem.ext_space import clear_runs
+from formats.filesystem.ext_space import clear_runs, read_layout, read_superblock
 from formats.filesystem.model import DATA, UNWRITTEN, FileSystem
 from formats.ranges import complement, intersect, total
 from formats.source import FileSource, Memory, Window
@@ -334,6 +334,14 @@ def test_a_bitmap_that_frees_metadata_is_not_believed(tmp_path: Path) -> None:
     found = read(image)
     assert (found.state, len(found.free)) == ("dirty", 0)
     assert "metadata free" in found.state_reason
+
+
+@pytest.mark.parametrize("options", ["-b 1024", "-b 1024 -O bigalloc -C 16384", "-b 4096"])
+def test_the_boot_sector_is_never_free(tmp_path: Path, options: str) -> None:
+    """Not even if no bitmap tells: a partition table may lie in it."""
+    with FileSource(make(tmp_path / "image", 16, options)) as source:
+        layout = read_layout(source, read_superblock(source))
+    assert layout.metadata[0, 0] == 0
 
 
 def test_a_descriptor_with_a_wrong_checksum_frees_nothing(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def test_an_extended_partition_without_a_record_is_only_a_warning(disk: Path) ->
     table = read(disk)
     assert [one.number for one in table.partitions] == [1, 2]
     assert "extended partition 3" in table.warnings[0]
+    assert table.own == ((0, 512),)
 
 
 def entry(kind: int, start: int, size: int, status: int = 0) -> bytes:
