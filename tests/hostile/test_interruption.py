@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,11 +77,12 @@ def test_an_unpack_that_was_killed_goes_on_where_it_was(
     with mirror(medium, bytes_per_second=BYTES_PER_SECOND) as one:
         process = run_vmpack.start(*arguments(one, disk))
         if moment < MOMENTS - 3:
-            one.wait_until_sent(chance.randrange(whole_bytes))
+            one.send_until(chance.randrange(whole_bytes - MIB))
         else:
             one.wait_until_sent(whole_bytes)
             time.sleep(chance.uniform(0, 0.4))
         end(process, signal.SIGKILL)
+        one.go_on()
         finished = disk.exists()
         before = one.sent_bytes
         if finished:
@@ -103,32 +108,103 @@ def test_an_unpack_that_is_killed_again_and_again_still_ends(
     with mirror(medium, bytes_per_second=BYTES_PER_SECOND) as one:
         for _ in range(kills):
             process = run_vmpack.start(*arguments(one, disk))
-            one.wait_until_sent(one.sent_bytes + chance.randrange(2 * MIB, whole_bytes // 7))
+            one.send_until(one.sent_bytes + chance.randrange(2 * MIB, whole_bytes // 7))
             end(process, signal.SIGKILL)
+            one.go_on()
             assert not disk.exists()
         run_vmpack.good(*arguments(one, disk))
         assert one.sent_bytes <= whole_bytes + kills * UNDER_WAY
     assert run_vmpack.json("verify", disk, medium, "--exact")["right"]
 
 
+CONVERTER = """#!/bin/sh
+[ "$1" = convert ] || exec {real} "$@"
+shift
+echo $$ > {folder}/pid.new
+mv {folder}/pid.new {folder}/pid
+kill -STOP $$
+exec {real} convert -r 2M "$@"
+"""
+"""qemu-img on a slow medium: it is held before its first byte, then takes a minute for a disk."""
+
+
+class Converter:
+    """The converter that a vmpack with `environment` starts, which may outlive it."""
+
+    def __init__(self, folder: Path) -> None:
+        real = shutil.which("qemu-img")
+        assert real is not None
+        program = folder / "qemu-img"
+        program.write_text(CONVERTER.format(real=real, folder=folder))
+        program.chmod(0o755)
+        self.environment = {"PATH": f"{folder}:{os.environ['PATH']}"}
+        self._pid = folder / "pid"
+        self._fd: int | None = None
+
+    def wait_until_started(self, parent: subprocess.Popen[str]) -> None:
+        """Return when it is held before its first byte."""
+        wait_until(self._pid.exists, parent)
+        self._fd = os.pidfd_open(int(self._pid.read_text()))
+        wait_until(self.held, parent)
+
+    def held(self) -> bool:
+        status = Path(f"/proc/{self._pid.read_text().strip()}/stat").read_text()
+        return status.rpartition(")")[2].split()[0] == "T"
+
+    def hold(self) -> None:
+        self.send(signal.SIGSTOP)
+        wait_until(self.held)
+
+    def go_on(self) -> None:
+        self.send(signal.SIGCONT)
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._fd is not None
+        signal.pidfd_send_signal(self._fd, number)
+
+    def ended(self, wait_s: float = 0) -> bool:
+        assert self._fd is not None
+        return bool(select.select([self._fd], [], [], wait_s)[0])
+
+    def close(self) -> None:
+        """End it, if it was started and has not ended."""
+        if self._fd is not None:
+            if not self.ended():
+                self.send(signal.SIGKILL)
+            os.close(self._fd)
+
+
+@pytest.fixture
+def converter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Converter]:
+    one = Converter(tmp_path_factory.mktemp("converter"))
+    yield one
+    one.close()
+
+
+def to_qcow2(medium: Path, disk: Path) -> list[str | Path]:
+    command: list[str | Path] = ["unpack", medium, "-o", disk, "--format", "qcow2", "-q"]
+    return [*command, "--from", "store:", "--no-store"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", range(6))
 def test_an_unpack_to_another_container_that_was_killed_is_right_the_second_time(
-    run_vmpack: Vmpack, medium: Path, room: Path, moment: int
+    run_vmpack: Vmpack, medium: Path, room: Path, converter: Converter, moment: int
 ) -> None:
     """Half of the moments lie in the rebuilding of the disk, half in its conversion; qemu-img,
-    which is not killed, may still be at work when the same command is given again.
+    which is not killed, is still at work when the same command is given again.
     """
     chance = random.Random(f"qcow2 {moment}")
     disk = room / "rebuilt.qcow2"
-    command: list[str | Path] = ["unpack", medium, "-o", disk, "--format", "qcow2", "-q"]
-    command += ["--from", "store:", "--no-store"]
-    process = run_vmpack.start(*command)
+    command = to_qcow2(medium, disk)
+    process = run_vmpack.start(*command, environment=converter.environment)
     if moment < 3:
         wait_for_bytes(process, disk.with_name("rebuilt.qcow2.partial"), chance.randrange(90 * MIB))
     else:
+        converter.wait_until_started(process)
+        converter.go_on()
         wait_for_bytes(
-            process, disk.with_name("rebuilt.qcow2.qcow2.partial"), chance.randrange(50 * MIB)
+            process, disk.with_name("rebuilt.qcow2.qcow2.partial"), chance.randrange(8 * MIB)
         )
     end(process, signal.SIGKILL)
     assert not disk.exists(), "the disk had its name before it was complete"
@@ -139,27 +215,39 @@ def test_an_unpack_to_another_container_that_was_killed_is_right_the_second_time
     assert names(room) == {"rebuilt.qcow2", "home"}
 
 
+@pytest.mark.parametrize("written_bytes", [None, MIB], ids=["at-its-start", "in-the-middle"])
 def test_a_conversion_that_outlives_its_killed_vmpack_does_not_disturb_the_next_one(
-    run_vmpack: Vmpack, medium: Path, room: Path
+    run_vmpack: Vmpack, medium: Path, room: Path, converter: Converter, written_bytes: int | None
 ) -> None:
-    """On a slow medium qemu-img works on for minutes; here it is held in the middle."""
+    """On a slow medium qemu-img works on for minutes; here it is held meanwhile."""
     disk = room / "rebuilt.qcow2"
-    command: list[str | Path] = ["unpack", medium, "-o", disk, "--format", "qcow2", "-q"]
-    command += ["--from", "store:", "--no-store"]
-    process = run_vmpack.start(*command)
-    wait_for_bytes(process, disk.with_name("rebuilt.qcow2.qcow2.partial"), 0)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    (converter,) = map(int, children)
-    os.kill(converter, signal.SIGSTOP)
-    try:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(60)
-        run_vmpack.good(*command)
-    finally:
-        os.kill(converter, signal.SIGCONT)
-        process.communicate()
+    command = to_qcow2(medium, disk)
+    process = run_vmpack.start(*command, environment=converter.environment)
+    converter.wait_until_started(process)
+    if written_bytes is not None:
+        converter.go_on()
+        wait_for_bytes(process, disk.with_name("rebuilt.qcow2.qcow2.partial"), written_bytes)
+        converter.hold()
+    end(process, signal.SIGKILL)
+    assert not disk.exists()
+    run_vmpack.good(*command)
+    assert converter.held(), "the first conversion was over before the second"
+    converter.go_on()
+    if written_bytes is None:  # the disk that it was to read has gone
+        assert converter.ended(wait_s=60)
     assert run_vmpack.json("verify", disk, medium, "--exact")["right"]
     assert names(room) == {"rebuilt.qcow2", "home"}
+
+
+def wait_until(
+    true: Callable[[], bool], parent: subprocess.Popen[str] | None = None, limit_s: float = 60
+) -> None:
+    """Return when something is so, which must be before a process ends."""
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert parent is None or parent.poll() is None, "the process ended too early"
+        assert time.monotonic() < deadline, f"not so within {limit_s} s"
+        time.sleep(0.002)
 
 
 def wait_for_bytes(process: subprocess.Popen[str], path: Path, count: int) -> None:
@@ -187,11 +275,12 @@ def test_a_copy_that_was_killed_is_right_the_second_time(
         command: list[str | Path] = ["copy", one.url, f"{output}{ending}", "-q"]
         process = run_vmpack.start(*command)
         if moment < 3:
-            one.wait_until_sent(chance.randrange(whole))
+            one.send_until(chance.randrange(whole - MIB))
         else:
             one.wait_until_sent(whole)
             time.sleep(chance.uniform(0, 0.2))
         end(process, signal.SIGKILL)
+        one.go_on()
         if output.exists():
             assert moment >= 3, "the copy had its name before it was complete"
         else:
@@ -201,32 +290,76 @@ def test_a_copy_that_was_killed_is_right_the_second_time(
     assert names(room) == {"copied", "undisturbed", "home"}
 
 
+SIGNALLED = """
+import os, sys
+from packer.artifact.layout import staging
+from packer.cli.main import main
+number, left = int(os.environ["SIGNAL"]), int(os.environ["SIGNAL_AFTER_BYTES"])
+write = staging.StagedBlob.write
+def counted(blob, data):
+    global left
+    write(blob, data)
+    before, left = left, left - memoryview(data).nbytes
+    if left < 0 <= before:
+        os.kill(os.getpid(), number)
+staging.StagedBlob.write = counted
+sys.exit(main())
+"""
+"""The command that sends itself a signal, once, when it has written so many bytes of a pack."""
+
+
+def signalled(
+    author: Vmpack, command: list[str | Path], number: signal.Signals, after_bytes: int
+) -> subprocess.CompletedProcess[str]:
+    environment = {"SIGNAL": str(int(number)), "SIGNAL_AFTER_BYTES": str(after_bytes)}
+    program = Vmpack(author.home, (sys.executable, "-c", SIGNALLED))
+    return program(*command, environment=environment)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["", "/"], ids=["file", "folder"])
 def test_a_pack_that_is_killed_leaves_nothing_under_the_final_name(
     author: Vmpack, medium: Path, room: Path, ending: str
 ) -> None:
+    """Moments are counted in bytes of blobs; the last ones come after the last bundle, while the
+    pack is finished.
+    """
     image, output = medium.with_name("medium.raw"), room / "again"
     command: list[str | Path] = ["pack", image, "-o", f"{output}{ending}", "--no-packages"]
     command += ["--name", "medium", "-q"]
-    started = time.monotonic()
     author.good(*command)
-    usual_s = time.monotonic() - started
     output.rename(room / "undisturbed")
+    whole = sum(path.stat().st_size for path in (medium / "blobs/sha256").iterdir())
     chance = random.Random(f"pack {ending}")
-    early = 0
     for _ in range(MOMENTS // 2):
+        done = signalled(author, command, signal.SIGKILL, chance.randrange(whole - MIB))
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not output.exists(), "the pack had its name before it was complete"
+        assert list(room.glob("again.*.partial")), "nothing was under way"
+    for _ in range(MOMENTS // 4):
+        left_behind = set(room.glob("again.*.partial"))
         process = author.start(*command)
-        time.sleep(chance.uniform(0.2, 1) * usual_s)
+        wait_for_blobs(process, room, left_behind, whole - MIB)
+        time.sleep(chance.uniform(0, 0.1))
         end(process, signal.SIGKILL)
-        early += not output.exists()
         if output.exists():
             tool("diff", "-r", output, room / "undisturbed")
             remove(output)
-    assert early >= MOMENTS // 4, "most kills came too late"
     author.good(*command)
     tool("diff", "-r", output, room / "undisturbed")
     assert names(room) == {"again", "undisturbed", "author"}
+
+
+def wait_for_blobs(
+    process: subprocess.Popen[str], room: Path, left_behind: set[Path], count: int
+) -> None:
+    """Return when a running process has so many bytes under a temporary name, or has ended."""
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):  # something gets another name meanwhile
+            for folder in set(room.glob("again.*.partial")) - left_behind:
+                if sum(path.stat().st_size for path in folder.rglob("*")) >= count:
+                    return
+        time.sleep(0.002)
 
 
 def remove(output: Path) -> None:
@@ -243,8 +376,9 @@ def test_an_interrupted_unpack_says_so_in_one_line(
     with mirror(medium, bytes_per_second=BYTES_PER_SECOND) as one:
         for share in (0.1, 0.6):
             process = run_vmpack.start(*arguments(one, disk))
-            one.wait_until_sent(int(whole_bytes * share))
+            one.send_until(int(whole_bytes * share))
             printed, said = end(process, signal.SIGINT)
+            one.go_on()
             done = subprocess.CompletedProcess([], process.returncode, printed, said)
             refused(done, INTERRUPTED, output=disk)
             assert said == "vmpack: interrupted\n"
@@ -257,16 +391,10 @@ def test_an_interrupted_pack_says_so_in_one_line_and_leaves_nothing(
     author: Vmpack, medium: Path, room: Path
 ) -> None:
     output = room / "new.vmpack"
-    process = author.start(
-        "pack", medium.with_name("medium.raw"), "-o", output, "--no-packages", "-q"
-    )
-    deadline = time.monotonic() + 60
-    while not list(room.glob("new.vmpack.*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    printed, said = end(process, signal.SIGINT)
-    done = subprocess.CompletedProcess([], process.returncode, printed, said)
+    command: list[str | Path] = ["pack", medium.with_name("medium.raw"), "-o", output, "-q"]
+    done = signalled(author, [*command, "--no-packages"], signal.SIGINT, 30 * MIB)
     refused(done, INTERRUPTED, output=output)
-    assert said == "vmpack: interrupted\n"
+    assert done.stderr == "vmpack: interrupted\n"
     assert [path.name for path in room.iterdir() if path.name.startswith("new")] == []
 
 

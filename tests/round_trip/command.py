@@ -41,11 +41,13 @@ class Vmpack:
             timeout=limit_s,
         )
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str | Path, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         """The running process, in a session of its own."""
         return subprocess.Popen(
             [*self.program, *map(str, arguments)],
-            env=self.environment(),
+            env=self.environment(environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

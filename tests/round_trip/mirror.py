@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -24,12 +25,24 @@ class Mirror:
     folder: Path
     bytes_per_second: float = 0
     spoil: Spoil | None = None
+    hold_at: float = math.inf
     url: str = ""
     sent_bytes: int = 0
     requests: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _next: float = 0
     _read: dict[Path, bytes] = field(default_factory=dict)
+
+    def send_until(self, count: int) -> None:
+        """Return when so many bytes have left; no more follow before `go_on`, but for one piece
+        of each connection.
+        """
+        self.hold_at = count
+        self.wait_until_sent(count)
+
+    def go_on(self) -> None:
+        """Send without an end again."""
+        self.hold_at = math.inf
 
     def wait_until_sent(self, count: int, limit_s: float = 60) -> None:
         """Return when so many bytes have left."""
@@ -63,6 +76,8 @@ class Mirror:
         for position in range(start, end, PIECE):
             piece = data[position : min(end, position + PIECE)]
             self._wait_for_turn(len(piece))
+            while self.sent_bytes >= self.hold_at:
+                time.sleep(0.002)
             request.wfile.write(piece)
             with self._lock:
                 self.sent_bytes += len(piece)

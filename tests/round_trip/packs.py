@@ -6,13 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from fixtures.boot import Firmware
 from fixtures.guests import build
@@ -106,15 +103,6 @@ def packed(name: str) -> Packed:
                 made.rename(place)
         os.utime(place)
     return Packed(one, place / "full", place / "thin.vmpack", place / "boot.vmpack")
-
-
-def needs_mirrors(room: Path) -> None:
-    """Skip where apt itself cannot fetch a small package."""
-    asked = subprocess.run(
-        ["apt-get", "download", "base-files"], cwd=room, check=False, capture_output=True, text=True
-    )
-    if asked.returncode:
-        pytest.skip(f"apt's mirrors cannot be reached: {asked.stderr[-200:]}")
 
 
 def _make(packer: Vmpack, one: Guest, place: Path) -> None:

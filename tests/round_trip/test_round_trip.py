@@ -16,7 +16,8 @@ from tests.round_trip.command import Vmpack, content_bytes
 from tests.round_trip.disks import check_ext4, differences, filled
 from tests.round_trip.layouts import config_of
 from tests.round_trip.mirror import mirror
-from tests.round_trip.packs import Guest, Packed, needs_mirrors
+from tests.round_trip.packs import Guest, Packed
+from tests.round_trip.surroundings import needs_mirrors, needs_release_of
 
 pytestmark = pytest.mark.guest
 MB = 1_000_000
@@ -57,6 +58,8 @@ def test_a_thin_copy_this_hosts_files_and_a_mirror_give_a_disk_that_boots(
     run_vmpack: Vmpack, pack_guest: Pack, name: str, room: Path
 ) -> None:
     pack = pack_guest(name)
+    if name != "busybox":
+        needs_release_of(pack)
     disk = room / "rebuilt.raw"
     with nginx(pack.full, room / "nginx") as url:
         report = run_vmpack.json(
@@ -82,6 +85,8 @@ def test_a_boot_copy_fetches_the_rest_from_a_mirror(
     pack = pack_guest(name)
     disk = room / "rebuilt.raw"
     local = ["--from", "dir:/"] if name == "debian-uefi" else []
+    if local:
+        needs_release_of(pack)
     with mirror(pack.full) as full:
         report = run_vmpack.json(
             "unpack", pack.boot, "--output", disk, *local, "--from", full.url, "--no-store"
@@ -111,6 +116,8 @@ def test_what_the_distribution_has_comes_from_its_packages(
     assert "pool/" in stubs, f"packed while the mirrors were away: remove {pack.full.parent}"
     disk = room / "rebuilt.raw"
     local = ["--from", "dir:/"] if name == "debian-uefi" else []
+    if local:
+        needs_release_of(pack)
     command: list[str | Path] = ["unpack", pack.thin, "--output", disk, "--no-store"]
     first = run_vmpack(*command, *local, "--from", "apt:", "--json")
     # The guest holds back some old versions, which the mirrors may have let go.
