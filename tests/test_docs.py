@@ -34,7 +34,7 @@ PAGES = sorted(
     ]
 )
 FORMAT = ROOT / "docs" / "format.md"
-NOT_OF_VMPACK = {"--verify", "--long"}
+NOT_OF_VMPACK = {"--verify", "--long", "--sparse", "--scale"}
 """Options of other programs that the pages name."""
 
 DOCUMENTED_ELSEWHERE = {"--help"}
