@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from packer.text import printable
+
 BAR_FORMAT = "{desc} {bar} {percentage:3.0f}%  {n_fmt}/{total_fmt}B  {rate_fmt}  {remaining} left"
 ENDLESS_FORMAT = "{desc} …"
 USUAL_SIZE = (80, 24)
@@ -71,8 +73,9 @@ class Bars:
             yield advance
 
 
-def tell(line: str) -> None:
-    """Print a line on standard error, above the bar if there is one."""
+def note(text: str) -> None:
+    """Print a note on standard error, above the bar if there is one; no name in it breaks it."""
+    line = f"vmpack: note: {printable(text)}"
     bars = sys.modules.get("tqdm")
     if bars is None:
         print(line, file=sys.stderr)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from packer.errors import Error
-from packer.progress import tell
+from packer.progress import note
 from packer.text import printable
 
 INTERRUPTED = 130
@@ -52,7 +52,7 @@ class _Notes(logging.Handler):
     """What a part of the tool warns of, as a line that no quoted name can break."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tell(f"vmpack: note: {printable(record.getMessage())}")
+        note(record.getMessage())
 
 
 def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:

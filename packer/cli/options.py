@@ -23,7 +23,7 @@ from packer.artifact.trust import Verdict, judge
 from packer.artifact.trust_store import TrustStore
 from packer.cli.settings import MAX_JOBS, load_settings
 from packer.errors import UsageError
-from packer.progress import Progress, for_terminal
+from packer.progress import Progress, for_terminal, note
 from packer.sources.store import Store
 
 PASSPHRASE_VARIABLE = "VMPACK_KEY_PASSPHRASE"
@@ -151,8 +151,8 @@ def accept(pack: OpenedPack, options: argparse.Namespace) -> Verdict:
         allow_unsigned=options.allow_unsigned,
         what=pack.layout.location,
     )
-    for note in verdict.notes:
-        print(f"vmpack: note: {note}", file=sys.stderr)
+    for text in verdict.notes:
+        note(text)
     return verdict
 
 

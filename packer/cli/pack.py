@@ -24,11 +24,11 @@ from packer.errors import UsageError
 from packer.pack.against import Against, inventory_holds, source_holds
 from packer.pack.clean_rules import GROUPS
 from packer.pack.pack import LEVELS, PackOptions, PackReport, pack
-from packer.progress import tell
+from packer.progress import note
 from packer.sources.apt_index import resolve
 from packer.sources.open import SourceOpener
 from packer.sources.package_cache import PackageCache
-from packer.text import format_bytes, format_table, printable
+from packer.text import format_bytes, format_table
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -120,9 +120,9 @@ def run(options: argparse.Namespace) -> int:
         lacking = (
             report.unlisted_bytes if report.config.sources else report.config.totals.shared.bytes
         )
-        tell(
-            f"vmpack: note: this pack leaves out {format_bytes(lacking)} and names nobody who has "
-            "them; keep a full copy, and say with --source where it will be"
+        note(
+            f"this pack leaves out {format_bytes(lacking)} and names nobody who has them; keep a "
+            "full copy, and say with --source where it will be"
         )
     if options.json:
         print_json(_as_json(report))
@@ -138,7 +138,7 @@ def _pack(options: argparse.Namespace, opener: SourceOpener) -> PackReport:
             update_folder=PackageCache(host.packages_dir()).lists,
         )
         if found.note:
-            tell(f"vmpack: note: {printable(found.note)}")
+            note(found.note)
         return found.packages
 
     return pack(

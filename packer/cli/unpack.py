@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from packer.cli.options import (
 )
 from packer.cli.settings import load_settings
 from packer.errors import MissingError
+from packer.progress import note
 from packer.sources.open import SourceOpener, open_pack
 from packer.text import format_bytes, format_table, printable
 from packer.unpack.dry_run import DryRun, dry_run
@@ -72,8 +72,8 @@ def run(options: argparse.Namespace) -> int:
             sources, notes = opener.open_all(named)
         else:
             sources, notes = opener.defaults(offline=options.offline)
-        for note in notes:
-            print(f"vmpack: note: {printable(note)}", file=sys.stderr)
+        for text in notes:
+            note(text)
         if not options.no_store and store not in sources:
             sources.insert(0, store)  # what was fetched once is not fetched again
         if options.dry_run:
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         )
     TrustStore().remember(verdict)
     for line in [text for one in report.supplied for text in one.complaints]:
-        print(f"vmpack: note: {printable(line)}", file=sys.stderr)
+        note(line)
     if options.json:
         print_json(_as_json(report))
     else:

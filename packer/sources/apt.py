@@ -145,7 +145,8 @@ class AptSource:
         unknown = [key for key in unknown if key not in self._resolved]
         if unknown:
             if deep:
-                with self._cache.reading():  # nobody removes the lists meanwhile
+                # Nobody removes the lists meanwhile.
+                with self._cache.errors(), self._cache.reading():
                     found = resolve(unknown, update_folder=self._cache.lists)
             else:
                 found = resolve(unknown)

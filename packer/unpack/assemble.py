@@ -26,7 +26,7 @@ from packer.sources.base import Bytes, FileRange, Piece, Source, SourceError
 from packer.sources.store import Store
 from packer.unpack.output import Output
 from packer.unpack.places import Places
-from packer.unpack.settled import is_still, settled_state
+from packer.unpack.settled import is_still, settled_stamp
 
 Rows = NDArray[np.int64]
 CHUNK_BYTES = 16 << 20
@@ -206,7 +206,7 @@ class Assembler:
             for target, low, _ in targets
         ):
             return None
-        state = settled_state(piece.fd) if self.output.keeps_times else None
+        stamp = settled_stamp(piece.fd) if self.output.keeps_times else None
         tails: list[tuple[int, int, int]] = []
         for target, low, high in targets:
             body = (high - low) // CLONE_UNIT_BYTES * CLONE_UNIT_BYTES
@@ -214,10 +214,10 @@ class Assembler:
                 return None
             if low + body < high:
                 tails.append((target + body, low + body, high))
-        if state is None:
+        if stamp is None:
             return self._prove(piece.row) if self._copy_tails(piece, tails) else None
         right = self._read_shared(piece, tails)
-        if not is_still(piece.fd, state):
+        if not is_still(piece.fd, stamp):
             return self._prove(piece.row)
         return sum(self._mark(first + block, length) for block, length in right)
 

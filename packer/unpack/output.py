@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import sys
 from pathlib import Path
 from typing import Self
 
@@ -102,8 +103,9 @@ class Output:
 
         Its result does not matter: an error of the medium is told again by the flush.
         """
-        whole = ctypes.c_longlong(0)  # from byte 0, with a length of 0: to the end
-        _libc.sync_file_range(self.fd, whole, whole, _SYNC_WRITE)
+        if sys.platform == "linux":
+            whole = ctypes.c_longlong(0)  # from byte 0, with a length of 0: to the end
+            _libc.sync_file_range(self.fd, whole, whole, _SYNC_WRITE)
 
     def data_ranges(self) -> Ranges:
         """Return the parts of the partial file that are not holes."""

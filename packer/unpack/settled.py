@@ -17,19 +17,16 @@ import os
 import stat
 import time
 
+from packer.sources.memory import RACY_NS, stamp_of
+
 TYPES = frozenset(("btrfs", "xfs"))
 """File systems that are known to keep this: theirs are the times of this host, not of a server."""
 
-SETTLED_NS = 2_000_000_000
-"""Far more than a tick of the kernel's clock, which is 10 ms at most."""
-
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
-State = tuple[int, int, int]
 
-
-def settled_state(fd: int) -> State | None:
-    """Return the state of a file that nothing changes unseen.
+def settled_stamp(fd: int) -> tuple[int, ...] | None:
+    """Return the stamp of a file that nothing changes unseen.
 
     None if its last change does not lie back far enough, or if others than root and the user who
     runs this may write to it.
@@ -37,14 +34,9 @@ def settled_state(fd: int) -> State | None:
     status = os.fstat(fd)
     if status.st_uid not in (0, os.geteuid()) or status.st_mode & _OTHERS_WRITE:
         return None
-    state = _state(status)
-    return state if 0 <= state[0] < time.time_ns() - SETTLED_NS else None
+    return stamp_of(status) if status.st_ctime_ns < time.time_ns() - RACY_NS else None
 
 
-def is_still(fd: int, state: State) -> bool:
-    """Return whether nothing has changed the file since `settled_state` returned `state`."""
-    return _state(os.fstat(fd)) == state
-
-
-def _state(status: os.stat_result) -> State:
-    return status.st_ctime_ns, status.st_mtime_ns, status.st_size
+def is_still(fd: int, stamp: tuple[int, ...]) -> bool:
+    """Return whether nothing has changed the file since `settled_stamp` returned `stamp`."""
+    return stamp_of(os.fstat(fd)) == stamp

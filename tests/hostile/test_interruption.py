@@ -64,6 +64,24 @@ def end(process: subprocess.Popen[str], number: signal.Signals) -> tuple[str, st
     return process.communicate(timeout=60)
 
 
+def kill_while_it_sends(
+    process: subprocess.Popen[str],
+    one: Mirror,
+    whole_bytes: int,
+    chance: random.Random,
+    *,
+    late_s: float | None,
+) -> None:
+    """Kill a process at a random byte that a mirror sends it, or up to `late_s` after the last."""
+    if late_s is None:
+        one.send_until(chance.randrange(whole_bytes - MIB))
+    else:
+        one.wait_until_sent(whole_bytes)
+        time.sleep(chance.uniform(0, late_s))
+    end(process, signal.SIGKILL)
+    one.go_on()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", range(MOMENTS))
 def test_an_unpack_that_was_killed_goes_on_where_it_was(
@@ -76,13 +94,9 @@ def test_an_unpack_that_was_killed_goes_on_where_it_was(
     disk = room / "rebuilt.raw"
     with mirror(medium, bytes_per_second=BYTES_PER_SECOND) as one:
         process = run_vmpack.start(*arguments(one, disk))
-        if moment < MOMENTS - 3:
-            one.send_until(chance.randrange(whole_bytes - MIB))
-        else:
-            one.wait_until_sent(whole_bytes)
-            time.sleep(chance.uniform(0, 0.4))
-        end(process, signal.SIGKILL)
-        one.go_on()
+        kill_while_it_sends(
+            process, one, whole_bytes, chance, late_s=0.4 if moment >= MOMENTS - 3 else None
+        )
         finished = disk.exists()
         before = one.sent_bytes
         if finished:
@@ -274,13 +288,7 @@ def test_a_copy_that_was_killed_is_right_the_second_time(
     with mirror(medium) as one:
         command: list[str | Path] = ["copy", one.url, f"{output}{ending}", "-q"]
         process = run_vmpack.start(*command)
-        if moment < 3:
-            one.send_until(chance.randrange(whole - MIB))
-        else:
-            one.wait_until_sent(whole)
-            time.sleep(chance.uniform(0, 0.2))
-        end(process, signal.SIGKILL)
-        one.go_on()
+        kill_while_it_sends(process, one, whole, chance, late_s=0.2 if moment >= 3 else None)
         if output.exists():
             assert moment >= 3, "the copy had its name before it was complete"
         else:

@@ -18,9 +18,9 @@ from packer.artifact.contents import Class
 from packer.artifact.map import Kind, Map
 from packer.errors import Error
 from packer.sources.base import Bytes, FileRange, Piece
+from packer.sources.memory import RACY_NS
 from packer.sources.store import Store
 from packer.unpack.output import Output
-from packer.unpack.settled import SETTLED_NS
 from tests.artifact.layout.media import small_medium
 from tests.artifact.make import contents_of, map_of
 from tests.artifact.real_packs import disk_of
@@ -269,7 +269,7 @@ def test_a_file_that_changes_all_the_time_never_proves_a_wrong_byte(
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("seconds", [0, SETTLED_NS / 1e9 + 0.5], ids=["fresh", "settled"])
+@pytest.mark.parametrize("seconds", [0, RACY_NS / 1e9 + 0.5], ids=["fresh", "settled"])
 def test_a_file_that_is_wrong_only_while_its_blocks_are_shared_proves_nothing(
     make_bench: MakeBench, sharing: Path, seconds: float
 ) -> None:
@@ -292,7 +292,7 @@ class OutputThatCannotBeRead(Output):
 
 
 @pytest.mark.root
-@pytest.mark.parametrize(("seconds", "proven"), [(0, False), (SETTLED_NS / 1e9 + 0.5, True)])
+@pytest.mark.parametrize(("seconds", "proven"), [(0, False), (RACY_NS / 1e9 + 0.5, True)])
 def test_shared_blocks_of_a_settled_file_alone_are_proven_without_reading_the_output(
     make_bench: MakeBench, sharing: Path, seconds: float, proven: bool
 ) -> None:

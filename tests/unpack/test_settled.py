@@ -13,7 +13,8 @@ import pytest
 
 from packer.clone import Cloner
 from packer.file_system import file_system_type
-from packer.unpack.settled import SETTLED_NS, TYPES, is_still, settled_state
+from packer.sources.memory import RACY_NS
+from packer.unpack.settled import TYPES, is_still, settled_stamp
 from tests.host import needs_root, sharing_file_system
 
 SIZE = 16 * 4096
@@ -93,11 +94,11 @@ def test_every_change_shows(folder: Path) -> None:
         with path.open("r+b") as file:
             MAPPINGS[path] = mmap.mmap(file.fileno(), SIZE)
         MAPPINGS[path][0:5] = b"dirty"
-    time.sleep(SETTLED_NS / 1e9 + 0.5)
+    time.sleep(RACY_NS / 1e9 + 0.5)
     with (folder / "disk").open("w+b") as disk:
         for number, (change, path) in enumerate(paths.items()):
             with path.open("rb") as file:
-                state = settled_state(file.fileno())
+                state = settled_stamp(file.fileno())
                 assert state is not None
                 assert Cloner().clone_blocks(file.fileno(), 0, disk.fileno(), number * SIZE, SIZE)
                 assert is_still(file.fileno(), state), "sharing its blocks is no change"
@@ -121,13 +122,13 @@ def test_a_file_that_strangers_may_write_to_is_not_settled(
     path = folder / f"theirs-{owner}-{mode:o}"
     path.write_bytes(b"x")
     path.chmod(0o644)
-    time.sleep(SETTLED_NS / 1e9 + 0.5)
+    time.sleep(RACY_NS / 1e9 + 0.5)
     with path.open("rb") as file:
-        assert settled_state(file.fileno()) is not None
+        assert settled_stamp(file.fileno()) is not None
         os.chown(path, owner, 0)
         path.chmod(mode)
-        time.sleep(SETTLED_NS / 1e9 + 0.5)
-        assert settled_state(file.fileno()) is None
+        time.sleep(RACY_NS / 1e9 + 0.5)
+        assert settled_stamp(file.fileno()) is None
 
 
 @needs_root
@@ -135,4 +136,4 @@ def test_a_file_that_was_changed_just_now_is_not_settled(folder: Path) -> None:
     path = folder / "fresh"
     path.write_bytes(b"x")
     with path.open("rb") as file:
-        assert settled_state(file.fileno()) is None
+        assert settled_stamp(file.fileno()) is None
