@@ -13,7 +13,7 @@ from packer.artifact.contents import Class
 from packer.artifact.index import encode_index
 from packer.artifact.layout.base import LayoutWriter
 from packer.artifact.layout.open import create_layout
-from packer.artifact.manifest import Blob, Descriptor
+from packer.artifact.manifest import Blob, Descriptor, Entry
 from packer.artifact.opened import OpenedPack
 from packer.artifact.zstd import compress
 from packer.errors import InputError
@@ -87,7 +87,7 @@ def copy_pack(
             signature=_copy(writer, pack, signature) if signature else None,
             bundles=titled,
         )
-        writer.finish(manifest, f"{pack.config.name}:{pack.config.version}")
+        writer.finish([Entry(manifest, pack.config.ref_name)])
     held = np.zeros(len(pack.map.contents), dtype=bool)
     held[index.content] = True
     return CopyReport(

@@ -28,8 +28,12 @@ MAX_BLOB_BYTES = 1 << 62
 OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
 """The bytes of the file oci-layout (image-layout.md, "oci-layout file")."""
 
-_TITLE = re.compile(r"boot|private|shared-[0-9]{3,9}")
+_TITLE = re.compile(r"(?:boot|private)(?:-[0-9]{3,9})?|shared-[0-9]{3,9}")
 _DISK = re.compile(r"0|[1-9][0-9]{0,3}")
+_VERSION = re.compile(r"[1-9][0-9]{0,15}", re.ASCII)
+
+MAX_SHOWN = 8
+"""How many of a layout's packs an error names."""
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
 Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOB_BYTES)]
@@ -94,6 +98,14 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
     def _only(self, media_type: str) -> Descriptor | None:
         return next(iter(self._of_type(media_type)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A pack as a layout lists it: its manifest, and how it is called there ("demo:3")."""
+
+    manifest: Manifest
+    ref_name: str
 
 
 class _Index(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
@@ -174,46 +186,70 @@ def decode(data: bytes, what: str = "manifest") -> Manifest:
     return manifest
 
 
-def encode_index(manifest: Blob, ref_name: str) -> bytes:
-    """Return the bytes of an index.json that names one manifest.
+def encode_index(named: Sequence[tuple[str, Blob]]) -> bytes:
+    """Return the bytes of an index.json.
 
-    ref_name: how it is called in this layout ("demo:3").
+    named: (how a pack is called in this layout, "demo:3"; its manifest).
     """
-    entry = Descriptor(
-        media_type=media_types.OCI_MANIFEST,
-        digest=manifest.digest,
-        size=manifest.size,
-        artifact_type=media_types.ARTIFACT,
-        annotations={media_types.REF_NAME: ref_name},
+    return strict_json.encode(
+        _Index(
+            manifests=tuple(
+                Descriptor(
+                    media_type=media_types.OCI_MANIFEST,
+                    digest=manifest.digest,
+                    size=manifest.size,
+                    artifact_type=media_types.ARTIFACT,
+                    annotations={media_types.REF_NAME: ref_name},
+                )
+                for ref_name, manifest in named
+            )
+        )
     )
-    return strict_json.encode(_Index(manifests=(entry,)))
 
 
-def decode_index(data: bytes, what: str = "index.json", *, ref_name: str | None = None) -> Blob:
-    """Return which blob is the manifest.
+def decode_index(data: bytes, what: str = "index.json") -> tuple[tuple[str, Blob], ...]:
+    """Return the packs that an index.json names: (how it is called here, its manifest).
 
-    ref_name: which one to take of several; a layout with one needs none. Raises InputError when
-    the bytes are no index, or name no manifest or several that would fit.
+    A pack that has no name there is called "". Raises InputError when the bytes are no index.
     """
     index = strict_json.decode(data, _ReadIndex, what, MAX_MANIFEST_BYTES)
     if index.schema_version != 2:
         raise strict_json.invalid(what, "schemaVersion", "2", index.schema_version)
-    entries = [
-        entry
+    return tuple(
+        (entry.annotations.get(media_types.REF_NAME, ""), Blob(entry.digest, entry.size))
         for entry in index.manifests
         if entry.media_type == media_types.OCI_MANIFEST
         and entry.artifact_type in ("", media_types.ARTIFACT)
-    ]
-    if ref_name is not None:
-        entries = [e for e in entries if e.annotations.get(media_types.REF_NAME) == ref_name]
-    if len({entry.digest for entry in entries}) != 1:
-        names = sorted(e.annotations.get(media_types.REF_NAME, "?") for e in index.manifests)
-        wanted = "one pack" if ref_name is None else f"one pack called {ref_name!r}"
-        raise InputError(
-            f"{what}: manifests: expected {wanted}, found {len(entries)}",
-            hint=f"the layout names {strict_json.show(', '.join(names[:8]))}" if names else "",
-        )
-    return Blob(entries[0].digest, entries[0].size)
+    )
+
+
+def choose(
+    named: Sequence[tuple[str, Blob]], ref_name: str | None = None, what: str = "index.json"
+) -> tuple[str, Blob]:
+    """Return which of the packs of a layout is meant.
+
+    ref_name: "demo:3", or "demo" for its highest version; None where there is only one. Raises
+    InputError when none fits, or several do.
+    """
+    fitting = [one for one in named if ref_name in (None, one[0])]
+    if not fitting and ref_name is not None:
+        versions = {
+            int(version): one
+            for one in named
+            for name, _, version in [one[0].rpartition(":")]
+            if name == ref_name and _VERSION.fullmatch(version)
+        }
+        fitting = [versions[max(versions)]] if versions else []
+    if len({blob.digest for _, blob in fitting}) == 1:
+        return fitting[0]
+    wanted = "one pack" if ref_name is None else f"one pack called {ref_name!r}"
+    names = ", ".join(sorted(name or "?" for name, _ in named)[:MAX_SHOWN])
+    raise InputError(
+        f"{what}: manifests: expected {wanted}, found {len(fitting)}",
+        hint=f"there are {strict_json.show(names)}; name one after a '#': PACK#NAME:VERSION"
+        if named
+        else "",
+    )
 
 
 def check_oci_layout(data: bytes, what: str = "oci-layout") -> None:
@@ -232,9 +268,9 @@ def _describe(media_type: str, blob: Blob, annotations: dict[str, str] | None = 
     )
 
 
-def _title_order(title: str) -> tuple[bool, int, str]:
-    # "boot" < "private" < "shared-…" already; numbers beyond 999 must not sort as text
-    return title.startswith("shared-"), len(title), title
+def _title_order(title: str) -> tuple[str, int]:
+    kind, _, number = title.partition("-")  # numbers beyond 999 must not sort as text
+    return kind, int(number or 0)
 
 
 def _expect(what: str, path: str, expected: str, found: str) -> None:

@@ -13,7 +13,7 @@ from packer.artifact.config import Config
 from packer.artifact.hints import Hints, decode_hints
 from packer.artifact.index import Index, decode_index
 from packer.artifact.layout.base import Layout, read_blob
-from packer.artifact.manifest import Descriptor, Manifest
+from packer.artifact.manifest import Blob, Descriptor, Manifest
 from packer.artifact.map import Map, decode_map
 from packer.artifact.signature import MAX_ENVELOPE_BYTES
 from packer.artifact.zstd import decompress, decompress_proven, most_stored, recorded_size
@@ -27,18 +27,27 @@ signs it, so what it says of itself must not decide how much memory it gets."""
 
 
 class OpenedPack:
-    """The parts of the pack that lies in a layout. Nothing here decides about trust."""
+    """The parts of a pack that lies in a layout. Nothing here decides about trust.
 
-    def __init__(self, layout: Layout) -> None:
+    ref_name: which one of several: "demo:3", or "demo" for its highest version.
+    """
+
+    def __init__(self, layout: Layout, ref_name: str | None = None) -> None:
         self.layout = layout
+        self._ref_name = ref_name
 
     @cached_property
     def manifest(self) -> Manifest:
         """Return the copy's table of contents."""
         where = self.layout.location
-        blob = manifests.decode_index(self.layout.index(), f"{where}: index.json")
-        data = read_blob(self.layout, blob.digest, manifests.MAX_MANIFEST_BYTES)
+        data = read_blob(self.layout, self._listed[1].digest, manifests.MAX_MANIFEST_BYTES)
         return manifests.decode(data, f"{where}: manifest")
+
+    @cached_property
+    def _listed(self) -> tuple[str, Blob]:
+        where = self.layout.location
+        packs = manifests.decode_index(self.layout.index(), f"{where}: index.json")
+        return manifests.choose(packs, self._ref_name, where)
 
     @cached_property
     def config_bytes(self) -> bytes:
@@ -53,7 +62,14 @@ class OpenedPack:
     @cached_property
     def config(self) -> Config:
         """Return the config."""
-        return configs.decode(self.config_bytes, f"{self.layout.location}: config")
+        config = configs.decode(self.config_bytes, f"{self.layout.location}: config")
+        name = self._listed[0]
+        # Nobody signs what a layout calls its packs. (A tag without ":" is anybody's own name.)
+        if self._ref_name is not None and ":" in name and name != config.ref_name:
+            raise InputError(
+                f"{self.layout.location}: expected {name}, found {config.ref_name} under that name"
+            )
+        return config
 
     @cached_property
     def envelope(self) -> bytes | None:

@@ -15,6 +15,7 @@ from packer.artifact.hints import encode_hints
 from packer.artifact.index import encode_index
 from packer.artifact.keys import PrivateKey
 from packer.artifact.layout.open import create_layout
+from packer.artifact.manifest import Entry
 from packer.artifact.map import Kind, encode_map
 from packer.artifact.signature import sign
 from packer.artifact.zstd import compress
@@ -149,7 +150,7 @@ def pack(
             signature=writer.add(sign(config_blob.digest, keys)) if keys else None,
             bundles=titled,
         )
-        writer.finish(manifest, f"{options.name}:{options.version}")
+        writer.finish([Entry(manifest, config.ref_name)])
     return PackReport(
         Path(output),
         config_blob.digest,

@@ -30,8 +30,22 @@ KINDS = "store:, dir:FOLDER, disk:IMAGE, pack:FILE, deb:FOLDER, apt:, https://â€
 
 
 def open_pack(location: str) -> OpenedPack:
-    """Return the pack at a path or URL. Nothing is believed yet; see packer.artifact.trust."""
-    return OpenedPack(open_layout_at(location))
+    """Return the pack at a path or URL. Nothing is believed yet; see packer.artifact.trust.
+
+    location: "demos.iso#demo:3" names one of several packs, "demos.iso#demo" its highest version.
+    """
+    place, ref_name = split_location(location)
+    return OpenedPack(open_layout_at(place), ref_name)
+
+
+def split_location(location: str) -> tuple[str, str | None]:
+    """Return (path or URL of a layout, name of the pack in it or None)."""
+    place, mark, ref_name = location.rpartition("#")
+    if not mark or Path(location).exists():  # a file may have such a name
+        return location, None
+    if not ref_name:
+        raise UsageError(f"{location}: expected the name of a pack after '#', found nothing")
+    return place, ref_name
 
 
 def open_layout_at(location: str) -> Layout:

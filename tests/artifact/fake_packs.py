@@ -58,14 +58,14 @@ def write_pack(
         signature=add(b'{"payload": "", "payloadType": "", "signatures": []}'),
         bundles=titled,
     )
-    blob = writer.finish(manifest, REF_NAME)
+    (blob,) = writer.finish([manifests.Entry(manifest, REF_NAME)])
     blobs[blob.digest] = manifests.encode(manifest)
     return FakePack(manifest, blob, blobs)
 
 
 def read_everything(layout: Layout) -> tuple[Manifest, dict[str, bytes]]:
     """Read a pack as a user would: index, manifest, then every blob, each verified."""
-    entry = manifests.decode_index(layout.index())
+    _, entry = manifests.choose(manifests.decode_index(layout.index()))
     blobs = {entry.digest: read_blob(layout, entry.digest, manifests.MAX_MANIFEST_BYTES)}
     manifest = manifests.decode(blobs[entry.digest])
     for blob in manifest.blobs():

@@ -121,5 +121,5 @@ def write_pack(
             signature=writer.add(sign(blob.digest, list(keys))) if keys else None,
             bundles=titled,
         )
-        writer.finish(manifest, config.ref_name)
+        writer.finish([manifests.Entry(manifest, config.ref_name)])
     return OpenedPack(open_layout(place))

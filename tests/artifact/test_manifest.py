@@ -7,7 +7,7 @@ import pytest
 
 from packer.artifact import manifest as manifests
 from packer.artifact import media_types
-from packer.artifact.manifest import Blob, Manifest, build, decode, decode_index, encode
+from packer.artifact.manifest import Blob, Manifest, build, choose, decode, decode_index, encode
 from packer.errors import Error, InputError
 from tests.artifact.fake_packs import sha256
 
@@ -169,24 +169,37 @@ def test_every_flipped_byte_is_an_error_or_still_a_manifest() -> None:
             assert decode(encode(manifest)) == manifest
 
 
+def index(*ref_names: str) -> bytes:
+    return manifests.encode_index([(name, blob(name)) for name in ref_names])
+
+
 def test_an_index_names_one_manifest() -> None:
-    data = manifests.encode_index(blob("manifest"), "demo:3")
-    assert decode_index(data) == blob("manifest")
-    assert decode_index(data, ref_name="demo:3") == blob("manifest")
+    named = decode_index(index("demo:3"))
+    assert named == (("demo:3", blob("demo:3")),)
+    assert choose(named) == choose(named, "demo:3") == choose(named, "demo") == named[0]
     with pytest.raises(InputError, match="demo:4") as caught:
-        decode_index(data, ref_name="demo:4")
+        choose(named, "demo:4")
     assert "demo:3" in caught.value.hint
 
 
 def test_of_several_manifests_the_user_names_one() -> None:
-    one = json.loads(manifests.encode_index(blob("one"), "demo:1"))
-    two = json.loads(manifests.encode_index(blob("two"), "demo:2"))
-    one["manifests"] += two["manifests"]
-    data = json.dumps(one).encode()
-    assert decode_index(data, ref_name="demo:2") == blob("two")
-    with pytest.raises(InputError, match="expected one pack, found 2") as caught:
-        decode_index(data)
-    assert "demo:1, demo:2" in caught.value.hint
+    named = decode_index(index("demo:1", "demo:2", "other:1"))
+    assert choose(named, "demo:1") == ("demo:1", blob("demo:1"))
+    with pytest.raises(InputError, match="expected one pack, found 3") as caught:
+        choose(named)
+    assert "demo:1, demo:2, other:1" in caught.value.hint
+
+
+def test_a_name_alone_means_the_highest_version() -> None:
+    named = decode_index(index("demo:9", "demo:10", "demo:x", "demolition:11", "demo:-12"))
+    assert choose(named, "demo")[0] == "demo:10"
+    with pytest.raises(InputError, match="found 0"):
+        choose(named, "dem")
+
+
+def test_the_same_pack_under_two_names_is_one_pack() -> None:
+    both = manifests.encode_index([("latest", blob("x")), ("demo:1", blob("x"))])
+    assert choose(decode_index(both))[1] == blob("x")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +214,7 @@ def test_of_several_manifests_the_user_names_one() -> None:
 )
 def test_an_index_without_a_pack_is_refused(data: bytes) -> None:
     with pytest.raises(InputError):
-        decode_index(data)
+        choose(decode_index(data))
 
 
 def test_the_layout_file_must_be_of_version_1() -> None:

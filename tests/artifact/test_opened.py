@@ -66,7 +66,7 @@ def open_with(tmp_path: Path) -> Iterator[OpenWith]:
                 signature=None,
                 bundles={},
             )
-            writer.finish(manifest, "demo:1")
+            writer.finish([manifests.Entry(manifest, "demo:1")])
         opened.append(OpenedPack(open_layout(place)))
         return opened[-1]
 

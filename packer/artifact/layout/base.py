@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Protocol, Self
 
-from packer.artifact.manifest import Blob, Manifest
+from packer.artifact.manifest import Blob, Entry
 from packer.errors import InputError
 from packer.progress import Advance, ignore
 
@@ -103,11 +103,11 @@ class LayoutWriter(Protocol):
         Raises InputError when the other layout holds other bytes under that name.
         """
 
-    def finish(self, manifest: Manifest, ref_name: str) -> Blob:
-        """Write manifest and index.json, make all of it durable, give it its final name.
+    def finish(self, packs: Sequence[Entry]) -> tuple[Blob, ...]:
+        """Write manifests and index.json, make all of it durable, give it its final name.
 
-        The blobs stored and the blobs that the manifest names must be the same.
-        Returns the manifest's blob. Raises Error when writing fails, ValueError when they differ.
+        The blobs stored and the blobs that the manifests name together must be the same.
+        Returns the manifests' blobs. Raises Error when writing fails, ValueError when they differ.
         """
 
     def abort(self) -> None:

@@ -24,7 +24,7 @@ from packer.artifact.layout.staging import (
     temporary_name,
     writing,
 )
-from packer.artifact.manifest import Blob, Manifest, check_oci_layout
+from packer.artifact.manifest import Blob, Entry, check_oci_layout
 from packer.durable import sync_directory
 from packer.errors import InputError, UsageError
 
@@ -163,17 +163,17 @@ class DirectoryWriter(StagedWriter):
             )
         super().__init__(path, replace=replace, durable=True)
 
-    def finish(self, manifest: Manifest, ref_name: str) -> Blob:
-        """Write manifest and index.json, make all of it durable, rename it into place."""
+    def finish(self, packs: Sequence[Entry]) -> tuple[Blob, ...]:
+        """Write manifests and index.json, make all of it durable, rename it into place."""
         staging = self._open_staging()
-        blob = staging.seal(manifest, ref_name)
+        blobs = staging.seal(packs)
         with writing(self._path):
-            for folder in (staging.path(blob.digest).parent, staging.root / "blobs", staging.root):
+            for folder in (staging.root / "blobs" / "sha256", staging.root / "blobs", staging.root):
                 sync_directory(folder)
             self._rename(staging.root)
             self._staging = None
             sync_directory(self._path.parent)
-        return blob
+        return blobs
 
     def _rename(self, root: Path) -> None:
         if not self._replace or not self._path.exists():

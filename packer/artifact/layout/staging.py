@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -22,7 +22,7 @@ from packer.artifact.layout.base import (
     check_digest,
     check_range,
 )
-from packer.artifact.manifest import OCI_LAYOUT, Blob, Manifest, encode, encode_index
+from packer.artifact.manifest import OCI_LAYOUT, Blob, Entry, encode, encode_index
 from packer.errors import Error, UsageError
 from packer.file_system import LOCAL_TYPES, file_system_type
 from packer.progress import Advance, ignore
@@ -162,7 +162,13 @@ class Staging:
             return blob.finish()
 
     def copy(self, layout: Layout, blob: Blob, advance: Advance = ignore) -> Blob:
-        """Store a blob of another layout; raise InputError when its bytes are not what it says."""
+        """Store a blob of another layout, unless it is stored already (packs share bundles).
+
+        Raises InputError when its bytes are not what its name says.
+        """
+        if blob.digest in self.blobs:
+            advance(blob.size)
+            return self.blobs[blob.digest]
         check_range(layout.location, blob.digest, layout.blob_size(blob.digest), 0, blob.size)
         with self.stream() as staged:
             for offset in range(0, blob.size, COPY_BYTES):
@@ -178,20 +184,21 @@ class Staging:
             file.write(data)
             self.flush(file)
 
-    def seal(self, manifest: Manifest, ref_name: str) -> Blob:
-        """Write manifest, index.json and oci-layout; return the manifest's blob.
+    def seal(self, packs: Sequence[Entry]) -> tuple[Blob, ...]:
+        """Write manifests, index.json and oci-layout; return the manifests' blobs.
 
-        Raises ValueError unless the manifest names exactly the blobs that were stored.
+        Raises ValueError unless the manifests together name exactly the blobs that were stored.
         """
-        named = {blob.digest: blob.size for blob in manifest.blobs()}
+        named = {blob.digest: blob.size for pack in packs for blob in pack.manifest.blobs()}
         stored = {blob.digest: blob.size for blob in self.blobs.values()}
         if named != stored:
             odd = sorted(name for name, _size in named.items() ^ stored.items())
-            raise ValueError(f"manifest and stored blobs differ: {', '.join(odd)}")
-        blob = self.add(encode(manifest))
-        self.add_file("index.json", encode_index(blob, ref_name))
+            raise ValueError(f"manifests and stored blobs differ: {', '.join(odd)}")
+        blobs = tuple(self.add(encode(pack.manifest)) for pack in packs)
+        names = [pack.ref_name for pack in packs]
+        self.add_file("index.json", encode_index(list(zip(names, blobs, strict=True))))
         self.add_file("oci-layout", OCI_LAYOUT)
-        return blob
+        return blobs
 
     def flush(self, file: BinaryIO) -> None:
         """Flush a file that ends here, to the medium if this staging is durable."""

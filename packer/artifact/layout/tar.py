@@ -44,7 +44,7 @@ from packer.artifact.layout.tar_members import (
     next_member,
     padding,
 )
-from packer.artifact.manifest import Blob, Manifest, check_oci_layout
+from packer.artifact.manifest import Blob, Entry, check_oci_layout
 from packer.durable import sync_directory
 from packer.errors import Error, InputError, UsageError
 
@@ -212,16 +212,18 @@ class TarWriter(StagedWriter):
             raise UsageError(f"{path} exists and is no file", hint="choose another name")
         super().__init__(path, replace=replace, durable=False)
 
-    def finish(self, manifest: Manifest, ref_name: str) -> Blob:
+    def finish(self, packs: Sequence[Entry]) -> tuple[Blob, ...]:
         """Put the tar file together, make it durable, give it its name."""
         staging = self._open_staging()
-        blob = staging.seal(manifest, ref_name)
+        manifests = staging.seal(packs)
+        contained = (blob.digest for pack in packs for blob in pack.manifest.blobs())
+        digests = dict.fromkeys([*(blob.digest for blob in manifests), *contained])
         whole = staging.root / "whole.tar"
         with writing(self._path):
             with whole.open("xb") as tar:
                 for name in ("oci-layout", "index.json"):
                     _append(tar, name, staging.root / name)
-                for digest in (blob.digest, *(entry.digest for entry in manifest.blobs())):
+                for digest in digests:  # what several packs share is there once
                     path = staging.path(digest)
                     _append(tar, f"blobs/sha256/{path.name}", path)
                 tar.write(END)
@@ -232,7 +234,7 @@ class TarWriter(StagedWriter):
             whole.replace(self._path)
             sync_directory(self._path.parent)
         self.abort()
-        return blob
+        return manifests
 
 
 def _append(tar: BinaryIO, name: str, path: Path) -> None:

@@ -235,10 +235,11 @@ class TestEveryWriter:
             extra = Blob(ABSENT, 1)
             one_more = manifests.build(config=config, maps=[disk_map], bundles={"boot": extra})
             with pytest.raises(ValueError, match=ABSENT):
-                writer.finish(one_more, "demo:1")
+                writer.finish([manifests.Entry(one_more, "demo:1")])
             unnamed = writer.add(b"unnamed")
+            none = manifests.build(config=config, maps=[disk_map], bundles={})
             with pytest.raises(ValueError, match=unnamed.digest):
-                writer.finish(manifests.build(config=config, maps=[disk_map], bundles={}), "demo:1")
+                writer.finish([manifests.Entry(none, "demo:1")])
         assert list(tmp_path.iterdir()) == []
 
     def test_a_blob_that_was_begun_and_dropped_is_not_part_of_it(
@@ -257,7 +258,7 @@ class TestEveryWriter:
             config, same = writer.add(b"config"), writer.add(b"same")
             assert writer.add(bytearray(b"same")) == same
             manifest = manifests.build(config=config, maps=[same, same], bundles={"boot": same})
-            writer.finish(manifest, "demo:1")
+            writer.finish([manifests.Entry(manifest, "demo:1")])
         assert read_everything(open_layout(tmp_path / "pack"))[0] == manifest
 
     def test_blobs_are_copied_from_another_layout_and_verified(
@@ -269,7 +270,7 @@ class TestEveryWriter:
         with kind(tmp_path / "second") as second:
             for blob in pack.manifest.blobs():
                 assert second.copy(source, Blob(blob.digest, blob.size)).digest == blob.digest
-            second.finish(pack.manifest, "demo:3")
+            second.finish([manifests.Entry(pack.manifest, "demo:3")])
         assert read_everything(open_layout(tmp_path / "second")) == (pack.manifest, pack.blobs)
 
         boot = pack.manifest.bundles()["boot"]
@@ -324,7 +325,7 @@ def fill(writer: LayoutWriter, bundle_bytes: int) -> None:
         boot = stream.finish()
     config, disk_map = writer.add(b"config"), writer.add(b"map")
     manifest = manifests.build(config=config, maps=[disk_map], bundles={"boot": boot})
-    writer.finish(manifest, "demo:1")
+    writer.finish([manifests.Entry(manifest, "demo:1")])
 
 
 @pytest.mark.root

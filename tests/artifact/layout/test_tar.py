@@ -80,7 +80,7 @@ def test_the_front_of_a_file_far_away_takes_one_request_to_walk(path: Path, pack
     source = CountingSource(path.read_bytes())
     layout = TarLayout(source, "far away", remote=True)
     index = layout.index()
-    assert layout.blob_size(manifests.decode_index(index).digest) is not None
+    assert layout.blob_size(manifests.decode_index(index)[0][1].digest) is not None
     assert layout.blob_size(pack.manifest.config.digest) is not None
     assert source.requests == 3  # the headers once, oci-layout, index.json
     assert read_everything(layout) == (pack.manifest, pack.blobs)
