@@ -7,13 +7,13 @@ byte, since what comes out of a frame is compared with its content's digest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.artifact.contents import BLOCK_BYTES, Contents
+from packer.artifact.contents import BLOCK_BYTES, Contents, digest_keys
 from packer.columns import PackedColumn, decode_column, decode_table, encode_column
 from packer.errors import InputError
 
@@ -46,6 +46,55 @@ class Index:
     first_frame: NDArray[np.int64]
     offset: NDArray[np.int64]
 
+    def used_frames(self, contents: Contents) -> NDArray[np.bool_]:
+        """Return for each frame whether a content lies in it: bool[f]."""
+        count = frame_counts(contents.size[self.content])
+        ends = np.zeros(len(self.bundle) + 1, dtype=np.int64)
+        np.add.at(ends, self.first_frame, 1)
+        np.add.at(ends, self.first_frame + count, -1)
+        return np.cumsum(ends[:-1]) > 0
+
+    def of_contents(self, rows: NDArray[np.int64]) -> Index:
+        """Return the same frames, with those contents alone."""
+        kept = np.isin(self.content, rows)
+        return replace(
+            self,
+            content=self.content[kept],
+            first_frame=self.first_frame[kept],
+            offset=self.offset[kept],
+        )
+
+    def renumbered(self, old: Contents, new: Contents) -> Index:
+        """Return where the contents of another table lie: those that are in both, by digest."""
+        keys, order = digest_keys(new.digest), np.argsort(digest_keys(new.digest))
+        asked = digest_keys(old.digest[self.content])
+        place = np.minimum(np.searchsorted(keys[order], asked), max(len(keys) - 1, 0))
+        found = keys[order[place]] == asked if len(keys) else np.zeros(len(asked), dtype=bool)
+        content = order[place[found]] if len(keys) else np.empty(0, dtype=np.int64)
+        by_row = np.argsort(content)
+        return replace(
+            self,
+            content=content[by_row],
+            first_frame=self.first_frame[found][by_row],
+            offset=self.offset[found][by_row],
+        )
+
+    def joined(self, other: Index) -> Index:
+        """Return both in one; they speak of different bundles and different contents."""
+        content = np.concatenate([self.content, other.content])
+        by_row = np.argsort(content)
+        first = np.concatenate([self.first_frame, other.first_frame + len(self.bundle)])
+        return Index(
+            (*self.bundles, *other.bundles),
+            np.concatenate([self.bundle, other.bundle + len(self.bundles)]),
+            np.concatenate([self.frame_offset, other.frame_offset]),
+            np.concatenate([self.stored_bytes, other.stored_bytes]),
+            np.concatenate([self.frame_bytes, other.frame_bytes]),
+            content[by_row],
+            first[by_row],
+            np.concatenate([self.offset, other.offset])[by_row],
+        )
+
     def only(self, digests: Sequence[str], contents: Contents) -> Index:
         """Return the part that speaks of the given bundles and of contents wholly inside them."""
         kept = [row for row, digest in enumerate(self.bundles) if digest in digests]
@@ -65,6 +114,12 @@ class Index:
             frames_before[self.first_frame[rows]],
             self.offset[rows],
         )
+
+
+def no_frames() -> Index:
+    """Return the index of no bundles."""
+    none = np.empty(0, dtype=np.int64)
+    return Index((), none, none, none, none, none, none, none)
 
 
 def frame_counts(size: NDArray[np.int64]) -> NDArray[np.int64]:

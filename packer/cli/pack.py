@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from packer import host
 from packer.artifact.contents import Class
 from packer.artifact.hints import Package
+from packer.artifact.opened import OpenedPack
 from packer.cli.options import (
     add_common,
     add_verb,
@@ -26,7 +28,7 @@ from packer.pack.clean_rules import GROUPS
 from packer.pack.pack import LEVELS, PackOptions, PackReport, pack
 from packer.progress import note
 from packer.sources.apt_index import resolve
-from packer.sources.open import SourceOpener
+from packer.sources.open import SourceOpener, open_pack
 from packer.sources.package_cache import PackageCache
 from packer.text import format_bytes, format_table
 
@@ -51,11 +53,18 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--pack-version",
         type=int,
-        default=1,
+        default=None,
         metavar="N",
-        help="the pack's version, a number that grows with each release (default: 1)",
+        help="the pack's version, a number that grows with each release (default: 1, or one more "
+        "than the base's)",
     )
     parser.add_argument("--thin", action="store_true", help="leave shared contents out")
+    parser.add_argument(
+        "--base",
+        metavar="PACK",
+        help="carry this pack's bundles on, and add only what is new: the next version, or a "
+        "sister under another --name",
+    )
     parser.add_argument(
         "--keep-free",
         action="store_true",
@@ -114,8 +123,11 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--level {options.level}: expected 1 to 22")
     if options.unsigned and options.key:
         raise UsageError("--unsigned and --key contradict each other")
-    with SourceOpener(own_store(None)) as opener:
-        report = _pack(options, opener)
+    with (
+        SourceOpener(own_store(None)) as opener,
+        open_pack(options.base) if options.base else nullcontext() as base,
+    ):
+        report = _pack(options, opener, base)
     if report.nobody_named:
         lacking = (
             report.unlisted_bytes if report.config.sources else report.config.totals.shared.bytes
@@ -131,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pack(options: argparse.Namespace, opener: SourceOpener) -> PackReport:
+def _pack(options: argparse.Namespace, opener: SourceOpener, base: OpenedPack | None) -> PackReport:
     def ask_apt(packages: Sequence[Package]) -> Sequence[Package]:
         found = resolve(
             [(one.name, one.version, one.architecture) for one in packages],
@@ -141,12 +153,18 @@ def _pack(options: argparse.Namespace, opener: SourceOpener) -> PackReport:
             note(found.note)
         return found.packages
 
+    inherited = (
+        base.config if base is not None and options.name in (None, base.config.name) else None
+    )
+    name = options.name or (inherited.name if inherited else _default_name(options.output))
+    version = options.pack_version or (inherited.version + 1 if inherited else 1)
     return pack(
         options.image,
         options.output,
         PackOptions(
-            name=options.name or _default_name(options.output),
-            version=options.pack_version,
+            name=name,
+            version=version,
+            base=base,
             sources=options.source,
             thin=options.thin,
             keep_free=options.keep_free,
@@ -184,6 +202,7 @@ def _as_json(report: PackReport) -> dict[str, object]:
         "version": report.config.version,
         "bytes": report.stored_bytes,
         "bundles": report.bundles,
+        "carried_bytes": report.carried_bytes,
         "contents": {
             title: {"count": total.count, "bytes": total.bytes}
             for title, total in (
@@ -207,21 +226,23 @@ def _as_json(report: PackReport) -> dict[str, object]:
 def _print(report: PackReport) -> None:
     totals = report.config.totals
     disk = report.config.disks[0]
-    shared = sum(size for title, size in report.bundles.items() if title.startswith("shared"))
-    carried = "not carried" if "shared-000" not in report.bundles and totals.shared.count else ""
+    stored = dict.fromkeys(("boot", "private", "shared"), 0)
+    for title, size in report.bundles.items():
+        stored[title.partition("-")[0]] += size
+    left_out = totals.shared.count and not stored["shared"]
     print(f"{report.output}  {format_bytes(report.stored_bytes)}")
     print(f"  {report.config.ref_name}  {report.identity}")
     print(f"  {guest_line(report.config.guest)}, disk of {format_bytes(disk.size)}")
     rows = [
-        ("boot", totals.boot, format_bytes(report.bundles.get("boot", 0))),
-        ("private", totals.private, format_bytes(report.bundles.get("private", 0))),
-        ("shared", totals.shared, carried or format_bytes(shared)),
+        ("boot", totals.boot, format_bytes(stored["boot"])),
+        ("private", totals.private, format_bytes(stored["private"])),
+        ("shared", totals.shared, "not carried" if left_out else format_bytes(stored["shared"])),
     ]
     print(
         format_table(
             [
-                (title, f"{total.count:,} contents", format_bytes(total.bytes), "->", stored)
-                for title, total, stored in rows
+                (title, f"{total.count:,} contents", format_bytes(total.bytes), "->", now)
+                for title, total, now in rows
             ]
             + [
                 ("unused", "", format_bytes(report.unused_bytes), "->", "nothing"),
@@ -233,6 +254,11 @@ def _print(report: PackReport) -> None:
             "<>><>",
         )
     )
+    if report.carried_bytes:
+        new = sum(report.bundles.values()) - report.carried_bytes
+        print(
+            f"  bundles: {format_bytes(report.carried_bytes)} of the base, {format_bytes(new)} new"
+        )
     for signer in report.signers:
         print(f"  signed by {signer}")
     for line in report.removed:

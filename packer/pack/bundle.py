@@ -28,8 +28,10 @@ from packer.errors import InUseError
 SHARED_FRAME_BYTES = BLOCK_BYTES
 """Small shared contents are mixed up to this size: what a missing 20 kB file costs to fetch."""
 
-SHARED_BUNDLE_BYTES = 192 << 20
-"""A shared bundle is closed when it has grown to this size."""
+BUNDLE_BYTES = {Class.BOOT: 1 << 30, Class.PRIVATE: 1 << 30, Class.SHARED: 192 << 20}
+"""A bundle is closed when it has grown to this size: shared ones are what a copy takes or leaves,
+and no file system of a stick may find one too large.
+"""
 
 ESTIMATE_LEVEL = 3
 
@@ -96,33 +98,35 @@ def write_bundles(
     hints: Hints,
     read: ReadBlock,
     *,
-    classes: Sequence[Class],
+    wanted: NDArray[np.bool_] | None = None,
+    taken: Sequence[str] = (),
     levels: dict[Class, int],
     jobs: int,
     progress: Callable[[int], None],
 ) -> tuple[dict[str, Blob], Index]:
-    """Write the bundles of the given classes.
+    """Write the bundles of contents, class by class. Returns ({title: bundle}, index).
 
-    Returns ({title: bundle}, index). levels: zstd level of each class. Every block is compared
-    with its digest as it is compressed: raises InUseError when the image changed since then.
+    wanted: bool[n], leave the others out. taken: titles that other bundles have already. levels:
+    zstd level of each class. Every block is compared with its digest as it is compressed: raises
+    InUseError when the image changed since then.
     """
     sizes = contents.size.tolist()
     table = _Table()
     titles: list[str] = []
     blobs: list[Blob] = []
     with ThreadPoolExecutor(jobs) as pool:
-        for one in classes:
-            frames = frames_of(contents, hints, one)
+        for one in Class:
+            frames = frames_of(contents, hints, one, wanted)
             stored = _compressed(pool, frames, contents, read, levels[one], jobs)
             open_bundle: BlobWriter | None = None
             for frame, data in stored:
                 if open_bundle is None:
                     open_bundle = writer.stream()
-                    titles.append(_title(one, titles))
+                    titles.append(_title(one, [*taken, *titles]))
                 open_bundle.write(data)
                 table.add(frame, len(blobs), len(data), sizes)
                 progress(frame.size)
-                if one == Class.SHARED and open_bundle.size >= SHARED_BUNDLE_BYTES:
+                if open_bundle.size >= BUNDLE_BYTES[one]:
                     # A content's blocks may go on in the next bundle: frames stay in one row.
                     blobs.append(open_bundle.finish())
                     open_bundle = None
@@ -154,9 +158,14 @@ def estimate_bytes(
     return stored
 
 
-def frames_of(contents: Contents, hints: Hints, one: Class) -> Iterator[Frame]:
-    """Yield the frames of a class in their order: by origin, then by path."""
-    rows = np.flatnonzero(contents.classes == one)
+def frames_of(
+    contents: Contents, hints: Hints, one: Class, wanted: NDArray[np.bool_] | None = None
+) -> Iterator[Frame]:
+    """Yield the frames of a class in their order: by origin, then by path.
+
+    wanted: bool[n], leave the others out.
+    """
+    rows = np.flatnonzero((contents.classes == one) & (True if wanted is None else wanted))
     if len(rows) == 0:
         return
     mixes = one != Class.SHARED
@@ -242,7 +251,9 @@ def _compress(frame: Frame, contents: Contents, read: ReadBlock, level: int) -> 
     return compress_within_reason(pieces[0] if len(pieces) == 1 else b"".join(pieces), level)
 
 
-def _title(one: Class, titles: Sequence[str]) -> str:
-    if one != Class.SHARED:
-        return one.name.lower()
-    return f"shared-{sum(title.startswith('shared-') for title in titles):03d}"
+def _title(one: Class, taken: Sequence[str]) -> str:
+    """Return a bundle's title: "boot", "boot-001", …; shared ones are numbered from the first."""
+    kind = one.name.lower()
+    numbers = [int(t.partition("-")[2] or 0) for t in taken if t.partition("-")[0] == kind]
+    number = max(numbers, default=-1) + 1
+    return kind if number == 0 and one != Class.SHARED else f"{kind}-{number:03d}"

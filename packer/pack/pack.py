@@ -7,24 +7,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from packer.artifact import config as configs
 from packer.artifact import manifest as manifests
 from packer.artifact.config import Config
 from packer.artifact.contents import Class
 from packer.artifact.hints import encode_hints
-from packer.artifact.index import encode_index
+from packer.artifact.index import encode_index, no_frames
 from packer.artifact.keys import PrivateKey
+from packer.artifact.layout.base import LayoutWriter
 from packer.artifact.layout.open import create_layout
 from packer.artifact.manifest import Entry
 from packer.artifact.map import Kind, encode_map
+from packer.artifact.opened import OpenedPack
 from packer.artifact.signature import sign
 from packer.artifact.zstd import compress
 from packer.pack.against import Against
+from packer.pack.base import Carried, carry_on
 from packer.pack.bundle import write_bundles
 from packer.pack.clean import open_cleaned
 from packer.pack.describe import APT, describe, unlisted_bytes
-from packer.pack.prepare import Resolve, prepare
+from packer.pack.prepare import Prepared, Resolve, prepare
 from packer.progress import Progress, Silent
+from packer.sources.base import Wanted
 
 TABLE_LEVEL = 19
 """zstd level of map, hints and index: small, and in every copy."""
@@ -41,13 +48,15 @@ class PackOptions:
     """What an author can say about a pack.
 
     version: of this name, an integer that grows. sources: URIs where missing contents can be had.
-    thin: leave shared contents out. keep_free: keep what the guest's file systems call free.
+    thin: leave shared contents out. base: the pack whose bundles are carried on. keep_free: keep
+    what the guest's file systems call free.
     """
 
     name: str
     version: int = 1
     sources: Sequence[str] = ()
     thin: bool = False
+    base: OpenedPack | None = None
     keep_free: bool = False
     clean: str | None = None
     against: Sequence[Against] = ()
@@ -63,9 +72,9 @@ class PackReport:
     """What was written.
 
     identity: the digest of the config, "sha256:…". stored_bytes: of the whole layout;
-    bundles: {title: bytes}. unused_bytes, zero_bytes: of the disk. unlisted_bytes: of shared
-    contents that no mirror lists. signers: fingerprints. removed: what was taken out of the guest
-    before packing, a line each.
+    bundles: {title: bytes}. carried_bytes: of bundles that are the base's. unused_bytes,
+    zero_bytes: of the disk. unlisted_bytes: of shared contents that no mirror lists. signers:
+    fingerprints. removed: what was taken out of the guest before packing, a line each.
     """
 
     output: Path
@@ -73,6 +82,7 @@ class PackReport:
     config: Config
     stored_bytes: int
     bundles: dict[str, int]
+    carried_bytes: int
     unused_bytes: int
     zero_bytes: int
     unlisted_bytes: int
@@ -122,19 +132,23 @@ def pack(
             progress=progress,
         )
         contents = prepared.map.contents
-        carried = [Class.BOOT, Class.PRIVATE] + ([] if options.thin else [Class.SHARED])
-        total = sum(int(contents.size[contents.classes == one].sum()) for one in carried)
-        with progress.stage("compressing", total) as advance:
+        wanted = contents.classes != Class.SHARED if options.thin else contents.classes >= 0
+        carried = _carry_on(options.base, writer, prepared, wanted, progress)
+        wanted = wanted.copy()
+        wanted[carried.index.content] = False
+        with progress.stage("compressing", int(contents.size[wanted].sum())) as advance:
             titled, index = write_bundles(
                 writer,
                 contents,
                 prepared.hints,
                 prepared.read_block,
-                classes=carried,
+                wanted=wanted,
+                taken=tuple(carried.bundles),
                 levels=options.levels,
                 jobs=options.jobs,
                 progress=advance,
             )
+        index = carried.index.joined(index)
         disk.check_unchanged()
         map_bytes, hint_bytes = encode_map(prepared.map), encode_hints(prepared.hints)
         config = describe(
@@ -148,7 +162,7 @@ def pack(
             hints=writer.add(compress(hint_bytes, TABLE_LEVEL)),
             frame_index=writer.add(compress(encode_index(index), TABLE_LEVEL)),
             signature=writer.add(sign(config_blob.digest, keys)) if keys else None,
-            bundles=titled,
+            bundles={**carried.bundles, **titled},
         )
         writer.finish([Entry(manifest, config.ref_name)])
     return PackReport(
@@ -156,7 +170,8 @@ def pack(
         config_blob.digest,
         config,
         sum(blob.size for blob in manifest.blobs()),
-        {title: blob.size for title, blob in titled.items()},
+        {title: blob.size for title, blob in {**carried.bundles, **titled}.items()},
+        sum(blob.size for blob in carried.bundles.values()),
         prepared.map.bytes_of_kind(Kind.UNUSED),
         prepared.map.bytes_of_kind(Kind.ZERO),
         unlisted_bytes(prepared),
@@ -164,3 +179,24 @@ def pack(
         removed,
         tuple(config.warnings),
     )
+
+
+def _carry_on(
+    base: OpenedPack | None,
+    writer: LayoutWriter,
+    prepared: Prepared,
+    wanted: NDArray[np.bool_],
+    progress: Progress,
+) -> Carried:
+    """Copy what is carried on of a base; nothing without one."""
+    contents = prepared.map.contents
+    if base is None:
+        return Carried({}, no_frames(), ())
+    asked = Wanted(contents, np.flatnonzero(wanted), prepared.hints)
+    with progress.stage("comparing with the base", int(contents.size[wanted].sum())) as advance:
+        carried = carry_on(base, asked, advance)
+    total = sum(blob.size for blob in carried.bundles.values())
+    with progress.stage("copying from the base", total) as advance:
+        for blob in carried.bundles.values():
+            writer.copy(base.layout, blob, advance)
+    return carried

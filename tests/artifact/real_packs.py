@@ -100,7 +100,7 @@ def write_pack(
             contents,
             hints,
             blocks_of(data),
-            classes=carried,
+            wanted=np.isin(contents.classes, carried),
             levels=LEVELS,
             jobs=2,
             progress=lambda _: None,
