@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from tests.artifact.make import contents_of, map_of
 
 LEVELS = dict.fromkeys(Class, 3)
 MIB = 1 << 20
+
+
+def noise(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)
 
 
 def no_hints() -> Hints:

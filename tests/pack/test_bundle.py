@@ -19,14 +19,10 @@ from packer.pack.bundle import Frame, estimate_bytes, frames_of, write_bundles
 from packer.sources.base import Bytes, Wanted
 from packer.sources.pack import PackSource
 from tests.artifact.make import contents_of
-from tests.artifact.real_packs import LEVELS, MIB, blocks_of, hints_of, no_hints, write_pack
+from tests.artifact.real_packs import LEVELS, MIB, blocks_of, hints_of, no_hints, noise, write_pack
 
 KIB = 1 << 10
 PACKAGES = (Package("dpkg", "one", "1", "all"), Package("dpkg", "two", "1", "all"))
-
-
-def noise(size: int, seed: int) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 def frames(

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from packer.artifact.contents import Class
+from packer.artifact.index import Index, decode_index, encode_index
+from packer.artifact.opened import OpenedPack
+from packer.pack import base as bases
+from packer.pack.base import Carried, carry_on
+from packer.progress import ignore
+from packer.sources.base import Bytes, Wanted
+from packer.sources.pack import PackSource
+from tests.artifact.make import contents_of
+from tests.artifact.real_packs import MIB, no_hints, noise, write_pack
+
+
+def wanted_of(data: list[bytes], classes: list[Class]) -> Wanted:
+    contents = contents_of(data, classes)
+    return Wanted(contents, np.arange(len(contents), dtype=np.int64), no_hints())
+
+
+def read_all(base: OpenedPack, wanted: Wanted, index: Index) -> dict[int, bytes]:
+    """Read what an index says lies in a base's bundles, each piece proven."""
+    source = PackSource("pack:", base.layout, wanted.contents, index)
+    found: dict[int, dict[int, bytes]] = {}
+    for piece in source.fetch(source.find(wanted, deep=False).rows):
+        assert isinstance(piece, Bytes)
+        expected = wanted.contents.block_digest(piece.row, piece.block)
+        assert hashlib.sha256(piece.data).digest() == expected
+        found.setdefault(piece.row, {})[piece.block] = bytes(piece.data)
+    return {row: b"".join(blocks[n] for n in sorted(blocks)) for row, blocks in found.items()}
+
+
+def test_what_both_have_is_read_from_the_base_and_nothing_else_is_named(tmp_path: Path) -> None:
+    old = [noise(size, n) for n, size in enumerate((5000, 90_000, 3 * MIB + 7, 300, 200_000))]
+    classes = [Class.BOOT, Class.PRIVATE, Class.SHARED, Class.SHARED, Class.SHARED]
+    new = [noise(700, 99), old[2], old[0], old[3], noise(50, 98), old[1]]
+    new_classes = [Class.BOOT, Class.SHARED, Class.BOOT, Class.SHARED, Class.SHARED, Class.PRIVATE]
+    wanted = wanted_of(new, new_classes)
+    told: list[int] = []
+    with write_pack(tmp_path / "v1.vmpack", old, classes) as base:
+        carried = carry_on(base, wanted, told.append)
+        assert read_all(base, wanted, carried.index) == {1: old[2], 2: old[0], 3: old[3], 5: old[1]}
+        assert list(carried.bundles) == ["boot", "private", "shared-000"]
+        assert carried.repacked == ()
+        assert sum(told) == sum(len(old[n]) for n in range(4))
+    again = decode_index(encode_index(carried.index), wanted.contents)
+    assert again.bundles == carried.index.bundles
+    assert again.content.tolist() == [1, 2, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "carried"),
+    [
+        (Class.BOOT, Class.SHARED, True),
+        (Class.PRIVATE, Class.SHARED, True),
+        (Class.BOOT, Class.PRIVATE, True),
+        (Class.SHARED, Class.PRIVATE, False),
+        (Class.SHARED, Class.BOOT, False),
+        (Class.PRIVATE, Class.BOOT, False),
+    ],
+)
+def test_a_content_never_moves_to_a_bundle_that_travels_less_often(
+    tmp_path: Path, old: Class, new: Class, carried: bool
+) -> None:
+    data = [noise(1000, 1)]
+    with write_pack(tmp_path / "v1.vmpack", data, [old]) as base:
+        found = carry_on(base, wanted_of(data, [new]), ignore)
+    assert (len(found.index.content), len(found.bundles)) == ((1, 1) if carried else (0, 0))
+
+
+def test_a_bundle_of_which_nothing_is_used_is_left_behind(tmp_path: Path) -> None:
+    old = [noise(1000, 1), noise(1000, 2)]
+    with write_pack(tmp_path / "v1.vmpack", old, [Class.PRIVATE, Class.SHARED]) as base:
+        found = carry_on(base, wanted_of([old[1]], [Class.SHARED]), ignore)
+    assert list(found.bundles) == ["shared-000"]
+    assert len(found.index.bundles) == 1
+
+
+def half_dead(tmp_path: Path, size: int) -> Carried:
+    old = [noise(size, 1), noise(size, 2), noise(4000, 3)]
+    classes = [Class.PRIVATE, Class.PRIVATE, Class.BOOT]
+    with write_pack(tmp_path / "v1.vmpack", old, classes) as base:
+        return carry_on(base, wanted_of(old[1:], classes[1:]), ignore)
+
+
+def test_a_class_that_is_mostly_dead_is_packed_anew(tmp_path: Path) -> None:
+    found = half_dead(tmp_path, bases.DEAD_BYTES + MIB)
+    assert found.repacked == ("private",)
+    assert list(found.bundles) == ["boot"]
+    assert found.index.content.tolist() == [1]
+
+
+def test_a_little_that_is_dead_is_carried_on(tmp_path: Path) -> None:
+    found = half_dead(tmp_path, MIB)
+    assert found.repacked == ()
+    assert list(found.bundles) == ["boot", "private"]
+
+
+def test_a_frame_that_does_not_hold_what_its_index_says_is_not_carried_on(tmp_path: Path) -> None:
+    """Nobody signs a frame index: an author's own mirror may have been changed."""
+    data = [noise(300_000, n) for n in range(3)]
+    place = tmp_path / "v1.vmpack"
+    with write_pack(place, data, [Class.SHARED] * 3) as base:
+        stored = place.read_bytes()
+        assert stored.count(data[1][5000:5008]) == 1  # noise cannot be compressed
+        with place.open("r+b") as file:
+            file.seek(stored.index(data[1][5000:5008]))
+            file.write(b"tampered")
+        found = carry_on(base, wanted_of(data, [Class.SHARED] * 3), ignore)
+    assert found.index.content.tolist() == [0, 2]
