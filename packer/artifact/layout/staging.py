@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -38,6 +39,9 @@ _HINTS = {
 }
 
 
+FETCHED = "fetched"
+"""The folder of a staging in which blobs grow that come over the network."""
+
 _SHOWN_CHARACTERS = 50
 """How much of the final name a temporary one shows: both fit into a name of 255 bytes."""
 
@@ -59,20 +63,21 @@ def temporary_name(final: Path) -> Path:
     return final.with_name(f"{final.name[:_SHOWN_CHARACTERS]}.{secrets.token_hex(6)}.partial")
 
 
-def remove_left_behind(final: Path) -> None:
+def take_left_behind(final: Path, keep: Path) -> None:
     """Remove what runs that were killed have left of writing `final`.
 
-    A run that lives holds a lock on its folder. A folder with a whole layout stays: that can be
-    the pack which a killed run was about to replace, and the only one.
+    keep: folder that gets what had come over the network by then. A run that lives holds a lock
+    on its folder. A folder with a whole layout stays: that can be the pack which a killed run was
+    about to replace, and the only one.
     """
     name = re.compile(re.escape(final.name[:_SHOWN_CHARACTERS]) + r"\.[0-9a-f]{12}\.partial")
     with contextlib.suppress(OSError):
         for entry in os.scandir(final.parent):
             if name.fullmatch(entry.name):
-                _remove_if_left_behind(Path(entry.path))
+                _take_if_left_behind(Path(entry.path), keep)
 
 
-def _remove_if_left_behind(folder: Path) -> None:
+def _take_if_left_behind(folder: Path, keep: Path) -> None:
     with contextlib.suppress(OSError):
         fd = _locked(folder)
         try:
@@ -80,6 +85,11 @@ def _remove_if_left_behind(folder: Path) -> None:
             # Elsewhere a lock may reach no further than its host, and another one may write here.
             local = file_system_type(fd) in LOCAL_TYPES
             if own and local and not (folder / "oci-layout").exists():
+                if (folder / FETCHED).is_dir():
+                    keep.mkdir(exist_ok=True)
+                    for place in (folder / FETCHED, folder / "blobs" / "sha256"):
+                        for blob in place.iterdir():
+                            blob.rename(keep / blob.name)
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(fd)
@@ -127,7 +137,8 @@ def refuse_existing(path: Path) -> None:
 class Staging:
     """A folder under a temporary name in which blobs collect: blobs/sha256/HEX below `root`.
 
-    It is locked until `unlock`; what killed runs left of the same final name is removed first.
+    It is locked until `unlock`; what killed runs left of the same final name is removed first, but
+    what they had fetched over the network is taken up again: those blobs are not fetched twice.
     durable: whether each blob is flushed to the medium when it ends.
     """
 
@@ -136,7 +147,6 @@ class Staging:
         self.durable = durable
         self.blobs: dict[str, Blob] = {}
         self._streams: list[StagedBlob] = []
-        remove_left_behind(final)
         with writing(final):
             self.root, self._lock = _locked_folder(final)
             try:
@@ -144,14 +154,17 @@ class Staging:
             except OSError:
                 self.remove()
                 raise
+        self._fetched = self.root / FETCHED
+        take_left_behind(final, self._fetched)
 
     def path(self, digest: str) -> Path:
         """Return where a blob lies."""
         return self.root / "blobs" / "sha256" / blob_hex(digest, str(self.final))
 
-    def stream(self) -> StagedBlob:
-        """Begin a blob."""
-        blob = StagedBlob(self, self.root / f"incoming-{len(self._streams)}")
+    def stream(self, place: Path | None = None) -> StagedBlob:
+        """Begin a blob; or go on with what lies at `place`, which then stays when it fails."""
+        path = place or self.root / f"incoming-{len(self._streams)}"
+        blob = StagedBlob(self, path, keep=place is not None)
         self._streams.append(blob)
         return blob
 
@@ -170,11 +183,19 @@ class Staging:
             advance(blob.size)
             return self.blobs[blob.digest]
         check_range(layout.location, blob.digest, layout.blob_size(blob.digest), 0, blob.size)
-        with self.stream() as staged:
-            for offset in range(0, blob.size, COPY_BYTES):
-                length = min(COPY_BYTES, blob.size - offset)
-                staged.write(layout.read(blob.digest, offset, length))
-                advance(length)
+        place = self._fetched / blob_hex(blob.digest, layout.location) if layout.remote else None
+        if layout.remote:
+            with writing(self.final):
+                self._fetched.mkdir(exist_ok=True)
+        with self.stream(place) as staged:
+            if staged.size > blob.size:
+                staged.start_again()
+            advance(staged.size)
+            for data in _in_order(layout, blob, staged.size, self.root):
+                staged.write(data)
+                advance(len(data))
+            if blob.digest != "sha256:" + staged.hexdigest():
+                staged.start_again()  # what is wrong must not be taken up again
             check_digest(layout.location, blob.digest, staged.hexdigest())
             return staged.finish()
 
@@ -196,6 +217,7 @@ class Staging:
             raise ValueError(f"manifests and stored blobs differ: {', '.join(odd)}")
         blobs = tuple(self.add(encode(pack.manifest)) for pack in packs)
         names = [pack.ref_name for pack in packs]
+        shutil.rmtree(self._fetched, ignore_errors=True)
         self.add_file("index.json", encode_index(list(zip(names, blobs, strict=True))))
         self.add_file("oci-layout", OCI_LAYOUT)
         return blobs
@@ -205,6 +227,15 @@ class Staging:
         file.flush()
         if self.durable:
             os.fsync(file.fileno())
+
+    def give_up(self) -> None:
+        """Remove everything, unless some of it came over the network: a later run goes on there."""
+        if not self._fetched.is_dir():
+            self.remove()
+            return
+        for stream in self._streams:
+            stream.discard()
+        self.unlock()
 
     def remove(self) -> None:
         """Remove everything, whatever state it is in."""
@@ -221,16 +252,22 @@ class Staging:
 
 
 class StagedBlob:
-    """A blob that is being written into a Staging and hashed on the way."""
+    """A blob that is being written into a Staging and hashed on the way.
 
-    def __init__(self, staging: Staging, path: Path) -> None:
+    keep: whether a file that is there already is gone on with, and stays when the blob fails.
+    """
+
+    def __init__(self, staging: Staging, path: Path, *, keep: bool) -> None:
         self._staging = staging
         self._path = path
         self._hash = hashlib.sha256()
         self._done = False
+        self._keep = keep
         self.size = 0
         with writing(staging.final):
-            self._file = path.open("xb", buffering=COPY_BYTES // 4)
+            self._file = path.open("a+b" if keep else "xb", buffering=COPY_BYTES // 4)
+            if keep:
+                self._take_up()
 
     def write(self, data: Buffer) -> None:
         """Append bytes; raise Error when the medium takes no more."""
@@ -261,7 +298,21 @@ class StagedBlob:
         self._done = True
         with contextlib.suppress(OSError):  # a full medium fails again when buffers are flushed
             self._file.close()
-        self._path.unlink(missing_ok=True)
+        if not self._keep:
+            self._path.unlink(missing_ok=True)
+
+    def start_again(self) -> None:
+        """Forget what was written so far."""
+        with writing(self._staging.final):
+            self._file.truncate(0)
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def _take_up(self) -> None:
+        self._file.seek(0)
+        while data := self._file.read(COPY_BYTES):
+            self._hash.update(data)
+            self.size += len(data)
 
     def __enter__(self) -> Self:
         return self
@@ -296,9 +347,9 @@ class StagedWriter:
         return self._open_staging().copy(layout, blob, advance)
 
     def abort(self) -> None:
-        """Remove what was written; does nothing after `finish`."""
+        """Remove what was written, but for what was fetched; does nothing after `finish`."""
         if self._staging is not None:
-            self._staging.remove()
+            self._staging.give_up()
             self._staging = None
 
     def _open_staging(self) -> Staging:
@@ -312,3 +363,31 @@ class StagedWriter:
     def __exit__(self, *_: object) -> None:
         self.abort()
         self._unlock()
+
+
+def _in_order(layout: Layout, blob: Blob, start: int, folder: Path) -> Iterator[bytes]:
+    """Yield a blob's bytes from `start`.
+
+    A remote layout sends them over several connections: what comes too early waits in a file
+    without a name in `folder`, because one slow connection can hold up all the rest.
+    """
+    ranges = [
+        (offset, min(COPY_BYTES, blob.size - offset))
+        for offset in range(start, blob.size, COPY_BYTES)
+    ]
+    waiting: set[int] = set()
+    following = 0
+    with tempfile.TemporaryFile(dir=folder) as aside:
+        for row, data in layout.read_many(blob.digest, ranges):
+            if row != following:
+                aside.seek(row * COPY_BYTES)
+                aside.write(data)
+                waiting.add(row)
+                continue
+            yield data
+            following += 1
+            while following in waiting:
+                aside.seek(following * COPY_BYTES)
+                yield aside.read(ranges[following][1])
+                waiting.remove(following)
+                following += 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from packer.artifact.layout.directory import DirectoryWriter
-from packer.artifact.layout.staging import remove_left_behind, temporary_name
+from packer.artifact.layout.staging import take_left_behind, temporary_name
 from packer.artifact.layout.tar import TarWriter
 from tests.artifact.fake_packs import write_pack
 
@@ -91,7 +91,7 @@ def test_only_folders_that_a_run_could_have_made_are_removed(tmp_path: Path) -> 
     (tmp_path / "demo.bbbbbbbbbbbb.partial").symlink_to(tmp_path / "elsewhere")
     before = names(tmp_path)
     (temporary_name(final) / "blobs" / "sha256").mkdir(parents=True)
-    remove_left_behind(final)
+    take_left_behind(final, tmp_path / "kept")
     assert names(tmp_path) == before
 
 
@@ -101,7 +101,7 @@ def test_a_whole_pack_that_a_killed_run_had_set_aside_is_never_removed(tmp_path:
     aside = temporary_name(final)
     aside.mkdir()
     (aside / "oci-layout").write_bytes(b"{}")
-    remove_left_behind(final)
+    take_left_behind(final, tmp_path / "kept")
     assert names(tmp_path) == [aside.name]
 
 
@@ -110,7 +110,7 @@ def test_what_another_user_left_stays(tmp_path: Path) -> None:
     left = temporary_name(tmp_path / "demo")
     left.mkdir()
     os.chown(left, 1, 1)
-    remove_left_behind(tmp_path / "demo")
+    take_left_behind(tmp_path / "demo", tmp_path / "kept")
     assert names(tmp_path) == [left.name]
 
 
