@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.bench import FREE_SECONDS, Bench, timed
 from benchmarks.measure import Command, run, side_by_side, words_of
 from benchmarks.mounts import guest_tree, used_bytes, xfs
 from fixtures.web import nginx
 from packer.artifact.contents import BLOCK_BYTES, Class
+from packer.artifact.opened import OpenedPack
 from packer.artifact.zstd import compress
 from packer.pack.pack import LEVELS
 from packer.sources.base import Bytes, Wanted
@@ -157,21 +159,25 @@ def _fetched(bench: Bench) -> None:
 
 
 def _solid_bytes(bench: Bench) -> int:
-    """Return the compressed size of what the thin pack leaves out and this host does not have.
-
-    In the way that is best for a mirror: as one stream in frames of 1 MiB.
-    """
+    """Return the compressed size of what the thin pack leaves out and this host does not have."""
     with open_pack(str(bench.pack)) as pack, open_pack(str(bench.thin)) as thin:
         contents = pack.map.contents
         wanted = np.setdiff1d(np.arange(len(contents)), thin.index.content)
         host = DirectorySource(Path("/"))
         offered = host.find(Wanted(contents, wanted, pack.hints), deep=True)
         lacking = np.setdiff1d(wanted, host.prove(offered.rows))
-        carrier = carrier_of(pack)
-        carrier.find(Wanted(contents, lacking, pack.hints), deep=False)
-        pieces = sorted(carrier.fetch(lacking), key=lambda one: (one.row, getattr(one, "block", 0)))
-        data = b"".join(bytes(one.data) for one in pieces if isinstance(one, Bytes))
-    level = LEVELS[Class.SHARED]
+        return solid_bytes(pack, lacking, LEVELS[Class.SHARED])
+
+
+def solid_bytes(pack: OpenedPack, rows: NDArray[np.int64], level: int) -> int:
+    """Return the compressed size of contents of a full pack, which are fetched for that.
+
+    In the way that is best for a mirror: as one stream in frames of 1 MiB, at this zstd level.
+    """
+    carrier = carrier_of(pack)
+    carrier.find(Wanted(pack.map.contents, rows, pack.hints), deep=False)
+    pieces = sorted(carrier.fetch(rows), key=lambda one: (one.row, getattr(one, "block", 0)))
+    data = b"".join(bytes(one.data) for one in pieces if isinstance(one, Bytes))
     return sum(
         len(compress(data[start : start + BLOCK_BYTES], level))
         for start in range(0, len(data), BLOCK_BYTES)

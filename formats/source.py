@@ -18,7 +18,7 @@ from formats.errors import Truncated
 from formats.ranges import Ranges, as_ranges, empty_ranges
 
 
-class Source(Protocol):
+class Readable(Protocol):
     """`size` bytes that can be read at any offset, from several threads at once."""
 
     @property
@@ -30,6 +30,10 @@ class Source(Protocol):
 
         Raises Truncated when `[offset, offset + length)` does not lie inside the source.
         """
+
+
+class Source(Readable, Protocol):
+    """Bytes that also know where they hold nothing but zeros."""
 
     def data_ranges(self, start: int, end: int) -> Ranges:
         """Return the parts of `[start, end)` that may hold anything but zeros.

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from packer.artifact.copy import CopyReport, Extent, copy_pack
+    from packer.artifact.copy import CopyReport, Extent, Fit, copy_packs
     from packer.artifact.opened import OpenedPack
     from packer.errors import (
         Error,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from packer.unpack.verify import VerifyReport, verify
 
 _HOMES = {
-    "packer.artifact.copy": ("CopyReport", "Extent", "copy_pack"),
+    "packer.artifact.copy": ("CopyReport", "Extent", "Fit", "copy_packs"),
     "packer.artifact.opened": ("OpenedPack",),
     "packer.errors": (
         "Error",
@@ -58,6 +58,7 @@ __all__ = [
     "DryRun",
     "Error",
     "Extent",
+    "Fit",
     "ImageReport",
     "InUseError",
     "InputError",
@@ -72,7 +73,7 @@ __all__ = [
     "UnpackReport",
     "UsageError",
     "VerifyReport",
-    "copy_pack",
+    "copy_packs",
     "dry_run",
     "inspect_image",
     "inspect_pack",

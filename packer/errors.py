@@ -1,7 +1,7 @@
 """Errors that a person is meant to read, and the exit codes of the command.
 
 Codes: 1 failed, 2 usage, 3 bad or unsupported input, 4 refused by trust, 5 contents missing,
-6 in use or dirty, 7 does not match (verify), 130 interrupted.
+6 in use or dirty, 7 does not match (verify), 8 refused by policy, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -55,3 +55,9 @@ class MismatchError(Error):
     """A disk is not what its pack says."""
 
     exit_code = 7
+
+
+class PolicyError(Error):
+    """Something that the user asked to be strict about."""
+
+    exit_code = 8

@@ -21,6 +21,7 @@ LAYERS = (
     ("packer.sources",),
     ("packer.guest",),
     ("packer.pack", "packer.unpack"),
+    ("packer.media",),
     ("packer.inspect",),
     ("packer.cli",),
 )

@@ -72,12 +72,22 @@ def commands(page: Path) -> list[str]:
 
 def block_after(page: Path, marker: str) -> list[str]:
     """Return the table rows or fenced lines that follow `<!-- marker: … -->`."""
-    _, found, rest = text_of(page).partition(f"<!-- {marker}: checked by tests/test_docs.py -->\n")
-    assert found, f"{relative(page)} has no block {marker}"
-    lines = rest.split("\n\n", 1)[0].splitlines()
+    lines = _after(page, marker, "tests/test_docs.py").split("\n\n", 1)[0].splitlines()
     if lines[0].startswith("```"):
         return lines[1 : lines.index("```", 1)]
     return lines[2:]  # without the table's head
+
+
+def code_block(page: Path, marker: str, checked_by: str) -> list[str]:
+    """Return the fenced lines that follow `<!-- marker: … -->`; some may be empty."""
+    lines = _after(page, marker, checked_by).splitlines()
+    return lines[1 : lines.index("```", 1)]
+
+
+def _after(page: Path, marker: str, checked_by: str) -> str:
+    _, found, rest = text_of(page).partition(f"<!-- {marker}: checked by {checked_by} -->\n")
+    assert found, f"{relative(page)} has no block {marker}"
+    return rest
 
 
 def cells(row: str) -> list[str]:

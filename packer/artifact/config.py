@@ -8,6 +8,7 @@ that older ones can ignore); an unknown `schema` is refused.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from collections.abc import Iterable
 from typing import Annotated
@@ -53,6 +54,11 @@ Name = Annotated[
     ),
 ]
 """Both a repository name of the OCI distribution-spec and a ref name of the image-spec."""
+Day = Annotated[
+    str,
+    msgspec.Meta(pattern=r"\A(?:[2-9][0-9]{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01]))?\Z"),
+]
+"""A full-date of RFC 3339 from the year 2000 on, or nothing."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
 
 
@@ -112,11 +118,15 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """The root of a pack; its keys are written in this order."""
+    """The root of a pack; its keys are written in this order.
+
+    expires: the last day on which its author thinks it good, "2027-06-30"; "" for no such day.
+    """
 
     schema: int = SCHEMA
     name: Name
     version: Annotated[int, msgspec.Meta(ge=1, le=MAX_VERSION)]
+    expires: Day = ""
     guest: Guest = Guest()
     disks: Annotated[tuple[Disk, ...], msgspec.Meta(min_length=1, max_length=MAX_DISKS)]
     hints: HintsRef
@@ -129,6 +139,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def ref_name(self) -> str:
         """How a copy is called in its layout: "demo:3"."""
         return f"{self.name}:{self.version}"
+
+    def expired(self, today: datetime.date) -> bool:
+        """Return whether the author's last day is over. Advice: nothing is refused for it."""
+        return bool(self.expires) and datetime.date.fromisoformat(self.expires) < today
 
 
 class _Schema(msgspec.Struct, frozen=True):
@@ -158,6 +172,8 @@ def decode(data: bytes, what: str = "config") -> Config:
             hint="a newer vmpack wrote this" if schema > SCHEMA else "",
         )
     config = strict_json.decode(data, Config, what, MAX_CONFIG_BYTES)
+    if config.expires and not _in_calendar(config.expires):
+        raise invalid(what, "expires", "a day of the calendar", config.expires)
     for row, disk in enumerate(config.disks):
         if disk.sector_size not in SECTOR_SIZES:
             raise invalid(what, f"disks[{row}].sector_size", "512 or 4096", disk.sector_size)
@@ -167,7 +183,7 @@ def decode(data: bytes, what: str = "config") -> Config:
     return config
 
 
-def check_author(name: str, version: int, sources: Iterable[str]) -> None:
+def check_author(name: str, version: int, sources: Iterable[str], expires: str = "") -> None:
     """Raise UsageError, with the key path, for what no config can hold."""
     stand_in = "sha256:" + "0" * 64
     try:
@@ -175,6 +191,7 @@ def check_author(name: str, version: int, sources: Iterable[str]) -> None:
             Config(
                 name=name,
                 version=version,
+                expires=expires,
                 disks=(Disk(SECTOR_SIZES[0], SECTOR_SIZES[0], stand_in, 1),),
                 hints=HintsRef(stand_in, 1),
                 sources=tuple(sources),
@@ -182,6 +199,14 @@ def check_author(name: str, version: int, sources: Iterable[str]) -> None:
         )
     except InputError as error:
         raise UsageError(str(error), hint=error.hint) from error
+
+
+def _in_calendar(day: str) -> bool:
+    try:
+        datetime.date.fromisoformat(day)
+    except ValueError:
+        return False
+    return True
 
 
 def digest(data: bytes) -> str:

@@ -59,6 +59,14 @@ class Contents:
         start = block * BLOCK_BYTES
         return start, min(start + BLOCK_BYTES, int(self.size[row]))
 
+    def only(self, rows: NDArray[np.int64]) -> Contents:
+        """Return some of the contents as a table of their own, in the order of `rows`."""
+        size = self.size[rows]
+        starts = block_starts(size)
+        blocks = np.repeat(self.block_start[rows] - starts[:-1], np.diff(starts))
+        blocks += np.arange(len(blocks))
+        return Contents(self.digest[rows], size, self.classes[rows], self.blocks[blocks], starts)
+
 
 def block_starts(size: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return, for a column of content sizes, where each one's block digests begin: int64[n + 1]."""

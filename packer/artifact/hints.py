@@ -58,6 +58,18 @@ class Hints:
         low, high = np.searchsorted(self.content, [row, row + 1])
         return range(int(low), int(high))
 
+    def only(self, rows: NDArray[np.int64]) -> Hints:
+        """Return what is said of some contents, renumbered to places in `rows` (sorted)."""
+        places = np.flatnonzero(np.isin(self.content, rows))
+        return Hints(
+            np.searchsorted(rows, self.content[places]),
+            [self.path[place] for place in places.tolist()],
+            self.file_size[places],
+            self.file_offset[places],
+            self.package[places],
+            self.packages,
+        )
+
 
 class _WireHints(msgspec.Struct, frozen=True):
     schema: int

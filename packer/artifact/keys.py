@@ -151,9 +151,14 @@ def parse_public(line: str, what: str = "public key") -> PublicKey:
     return PublicKey(algorithm, blob, parts[2] if len(parts) == 3 else "")
 
 
+def is_fingerprint(text: str) -> bool:
+    """Return whether a text is a fingerprint as `ssh-keygen -l` prints it."""
+    return _FINGERPRINT.fullmatch(text) is not None
+
+
 def check_fingerprint(text: str) -> str:
     """Return a fingerprint as the user gave it. Raises UsageError when it is none."""
-    if not _FINGERPRINT.fullmatch(text):
+    if not is_fingerprint(text):
         raise UsageError(
             f"expected a fingerprint like SHA256:… (43 characters after the colon), found {text!r}",
             hint="ssh-keygen -l -f KEYFILE.pub prints it",

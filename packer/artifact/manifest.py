@@ -22,6 +22,9 @@ from packer.errors import InputError
 MAX_MANIFEST_BYTES = 4 << 20
 """Upper bound of a manifest, and of index.json: what registries accept."""
 
+MAX_ROTATIONS = 16
+"""How many statements about replaced keys may travel with a copy."""
+
 MAX_BLOB_BYTES = 1 << 62
 """Upper bound of a size that a descriptor may claim."""
 
@@ -84,10 +87,29 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
         """Return the signature envelope, or None for an unsigned copy."""
         return self._only(media_types.SIGNATURE)
 
+    def rotations(self) -> tuple[Descriptor, ...]:
+        """Return the statements about replaced keys that travel with this copy."""
+        return self._of_type(media_types.ROTATION)
+
+    def deltas(self) -> tuple[Descriptor, Descriptor] | None:
+        """Return (table, patches) of the deltas against a predecessor, if this copy has them."""
+        table, patches = self._only(media_types.DELTA_TABLE), self._only(media_types.DELTAS)
+        return (table, patches) if table and patches else None
+
+    def want(self) -> Descriptor | None:
+        """Return the list of wanted contents, if this is a want-list or what fills one."""
+        return self._only(media_types.WANT)
+
     def bundles(self) -> dict[str, Descriptor]:
         """Return {title: bundle} of the bundles in this copy: "boot", "private", "shared-000"."""
         found = self._of_type(media_types.BUNDLE)
         return {layer.annotations[media_types.TITLE]: layer for layer in found}
+
+    def kept(self) -> tuple[Descriptor, ...]:
+        """Return what every copy of the pack carries as it is, the config first."""
+        single = (self.signature(), self.hints())
+        found = (self.config, *self.rotations(), *self.maps(), *(one for one in single if one))
+        return tuple({blob.digest: blob for blob in found}.values())
 
     def blobs(self) -> tuple[Descriptor, ...]:
         """Return config and layers in manifest order, each digest once."""
@@ -130,28 +152,76 @@ def build(
     hints: Blob | None = None,
     frame_index: Blob | None = None,
     signature: Blob | None = None,
+    rotations: Sequence[Blob] = (),
+    deltas: tuple[Blob, Blob] | None = None,
+    want: Blob | None = None,
     bundles: Mapping[str, Blob],
 ) -> Manifest:
     """Return the manifest of a copy that holds these blobs, layers in their fixed order.
 
-    The order is the one in which a reader needs them (signature, maps, index, hints, then the
-    bundles boot, private, shared-000, …), and a tar file keeps it. maps: in the order of the
-    config's disks. bundles: by title. Raises ValueError for a title that is not legal.
+    The order is the one in which a reader needs them (signature, rotations, maps, index, hints,
+    deltas, want-list, then the bundles boot, private, shared-000, …), and a tar file keeps it.
+    maps: in the order of the config's disks. deltas: (table, patches). bundles: by title. Raises
+    ValueError for a title that is not legal.
     """
     layers: list[Descriptor] = []
     if signature is not None:
         layers.append(_describe(media_types.SIGNATURE, signature))
+    layers.extend(_describe(media_types.ROTATION, blob) for blob in rotations)
     for disk, blob in enumerate(maps):
         layers.append(_describe(media_types.MAP, blob, {media_types.DISK: str(disk)}))
     if frame_index is not None:
         layers.append(_describe(media_types.FRAME_INDEX, frame_index))
     if hints is not None:
         layers.append(_describe(media_types.HINTS, hints))
+    if deltas is not None:
+        kinds = (media_types.DELTA_TABLE, media_types.DELTAS)
+        layers.extend(_describe(kind, blob) for kind, blob in zip(kinds, deltas, strict=True))
+    if want is not None:
+        layers.append(_describe(media_types.WANT, want))
     for title in sorted(bundles, key=_title_order):
         if not _TITLE.fullmatch(title):
             raise ValueError(f"not a bundle title: {title!r}")
         layers.append(_describe(media_types.BUNDLE, bundles[title], {media_types.TITLE: title}))
     return Manifest(config=_describe(media_types.CONFIG, config), layers=tuple(layers))
+
+
+def copy_of(
+    manifest: Manifest,
+    frame_index: Blob,
+    bundles: Mapping[str, Blob],
+    *,
+    deltas: tuple[Blob, Blob] | None = None,
+    want: Blob | None = None,
+) -> Manifest:
+    """Return the manifest of another copy of the same pack, with its own index and bundles."""
+
+    def same(layer: Descriptor | None) -> Blob | None:
+        return Blob(layer.digest, layer.size) if layer else None
+
+    return build(
+        config=Blob(manifest.config.digest, manifest.config.size),
+        maps=[Blob(layer.digest, layer.size) for layer in manifest.maps()],
+        hints=same(manifest.hints()),
+        frame_index=frame_index,
+        signature=same(manifest.signature()),
+        rotations=[Blob(layer.digest, layer.size) for layer in manifest.rotations()],
+        deltas=deltas,
+        want=want,
+        bundles=bundles,
+    )
+
+
+def signed_anew(manifest: Manifest, signature: Blob, rotations: Sequence[Blob]) -> Manifest:
+    """Return the manifest of the same copy with another envelope and further statements."""
+    others = [
+        layer
+        for layer in manifest.layers
+        if layer.media_type not in (media_types.SIGNATURE, media_types.ROTATION)
+    ]
+    added = (_describe(media_types.ROTATION, blob) for blob in rotations)
+    layers = (_describe(media_types.SIGNATURE, signature), *manifest.rotations(), *added, *others)
+    return Manifest(config=manifest.config, layers=layers)
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -292,6 +362,11 @@ def _check_layers(manifest: Manifest, what: str) -> None:
         seen.add(part)
         if layer.media_type == media_types.MAP:
             disks.add(int(part[1]))
+    if len(manifest.rotations()) > MAX_ROTATIONS:
+        raise InputError(
+            f"{what}: layers: expected at most {MAX_ROTATIONS} statements about replaced keys, "
+            f"found {len(manifest.rotations())}"
+        )
     if disks != set(range(len(disks))) or not disks:
         raise InputError(
             f"{what}: layers: expected maps of the disks 0, 1, … without gaps, "
@@ -303,7 +378,14 @@ _NAMED = {
     media_types.MAP: (media_types.DISK, _DISK),
     media_types.BUNDLE: (media_types.TITLE, _TITLE),
 }
-_SINGLE = (media_types.HINTS, media_types.FRAME_INDEX, media_types.SIGNATURE)
+_SINGLE = (
+    media_types.HINTS,
+    media_types.FRAME_INDEX,
+    media_types.SIGNATURE,
+    media_types.DELTA_TABLE,
+    media_types.DELTAS,
+    media_types.WANT,
+)
 
 
 def _part(layer: Descriptor, path: str) -> tuple[str, str] | None:

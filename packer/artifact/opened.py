@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Self
@@ -10,20 +10,36 @@ from typing import Self
 from packer.artifact import config as configs
 from packer.artifact import manifest as manifests
 from packer.artifact.config import Config
+from packer.artifact.deltas import Deltas, decode_deltas
 from packer.artifact.hints import Hints, decode_hints
 from packer.artifact.index import Index, decode_index
-from packer.artifact.layout.base import Layout, read_blob
+from packer.artifact.layout.base import Expecting, Layout, read_blob
 from packer.artifact.manifest import Blob, Descriptor, Manifest
 from packer.artifact.map import Map, decode_map
+from packer.artifact.rotation import MAX_STATEMENT_BYTES
 from packer.artifact.signature import MAX_ENVELOPE_BYTES
 from packer.artifact.zstd import decompress, decompress_proven, most_stored, recorded_size
 from packer.errors import InputError
 
 INDEX_ROW_BYTES = 48
+DELTA_ROW_BYTES = 64
 MAX_INDEX_HEAD_BYTES = 4 << 20
 """Unpacked, a frame index has at most INDEX_ROW_BYTES for each content and each block (three
 columns of 8 bytes for frames, three for contents) and MAX_INDEX_HEAD_BYTES for the rest. Nobody
 signs it, so what it says of itself must not decide how much memory it gets."""
+
+
+def ref_names(layout: Layout) -> list[str | None]:
+    """Return how the packs of a layout are called there; [None] when there is only one.
+
+    Raises InputError when it holds none.
+    """
+    where = f"{layout.location}: index.json"
+    named = manifests.decode_index(layout.index(), where)
+    if len({blob.digest for _, blob in named}) < 2:
+        manifests.choose(named, None, where)
+        return [None]
+    return [name for name, _ in named]
 
 
 class OpenedPack:
@@ -39,9 +55,12 @@ class OpenedPack:
     @cached_property
     def manifest(self) -> Manifest:
         """Return the copy's table of contents."""
-        where = self.layout.location
-        data = read_blob(self.layout, self._listed[1].digest, manifests.MAX_MANIFEST_BYTES)
-        return manifests.decode(data, f"{where}: manifest")
+        where, (_, blob) = self.layout.location, self._listed
+        self._expect([blob])
+        data = read_blob(self.layout, blob.digest, manifests.MAX_MANIFEST_BYTES)
+        manifest = manifests.decode(data, f"{where}: manifest")
+        self._expect(Blob(one.digest, one.size) for one in manifest.blobs())
+        return manifest
 
     @cached_property
     def _listed(self) -> tuple[str, Blob]:
@@ -76,6 +95,14 @@ class OpenedPack:
         """Return the signature envelope, or None for an unsigned copy."""
         layer = self.manifest.signature()
         return read_blob(self.layout, layer.digest, MAX_ENVELOPE_BYTES) if layer else None
+
+    @cached_property
+    def rotations(self) -> tuple[bytes, ...]:
+        """Return the statements about replaced keys that travel with this copy, not verified."""
+        return tuple(
+            read_blob(self.layout, layer.digest, MAX_STATEMENT_BYTES)
+            for layer in self.manifest.rotations()
+        )
 
     @cached_property
     def map(self) -> Map:
@@ -134,6 +161,23 @@ class OpenedPack:
             )
         return index
 
+    @cached_property
+    def deltas(self) -> Deltas | None:
+        """Return the table of the deltas against a predecessor; None when this copy has none."""
+        layers = self.manifest.deltas()
+        if layers is None:
+            return None
+        table, patches = layers
+        where = f"{self.layout.location}: deltas"
+        contents = self.map.contents
+        most = MAX_INDEX_HEAD_BYTES + DELTA_ROW_BYTES * len(contents)
+        frame = self._part(table, most)
+        size = recorded_size(frame, where)
+        if size > most:
+            raise InputError(f"{where}: expected at most {most} bytes, the frame says {size}")
+        with self._named():
+            return decode_deltas(decompress(frame, size, "deltas"), contents, patches.size)
+
     def share_map(self, other: OpenedPack) -> None:
         """Use the map of another copy of the same pack instead of reading it again.
 
@@ -152,6 +196,10 @@ class OpenedPack:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _expect(self, blobs: Iterable[Blob]) -> None:
+        if isinstance(self.layout, Expecting):
+            self.layout.expect(blobs)
 
     def _part(self, layer: Descriptor, unpacked_bytes: int) -> bytes:
         """Return the frame of a part that has at most so many bytes unpacked."""

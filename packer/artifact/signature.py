@@ -23,7 +23,7 @@ import msgspec
 
 from packer.artifact import media_types, strict_json
 from packer.artifact.keys import PrivateKey, PublicKey, parse_public
-from packer.errors import InputError, TrustError
+from packer.errors import InputError, TrustError, UsageError
 
 MAX_ENVELOPE_BYTES = 1 << 20
 MAX_SIGNATURES = 64
@@ -73,16 +73,16 @@ def sign(config_digest: str, keys: Sequence[PrivateKey]) -> bytes:
     The same keys, in any order, and digest give the same bytes. Raises ValueError without a key
     or with more than MAX_SIGNATURES.
     """
+    return sign_payload(media_types.SIGNED_PAYLOAD, payload_of(config_digest), keys)
+
+
+def sign_payload(payload_type: str, payload: bytes, keys: Sequence[PrivateKey]) -> bytes:
+    """Return the envelope in which these keys sign a payload; otherwise as `sign`."""
     distinct = {key.public.fingerprint: key for key in keys}
     if not 1 <= len(distinct) <= MAX_SIGNATURES:
         raise ValueError(f"{len(distinct)} keys, expected 1 to {MAX_SIGNATURES}")
-    payload = payload_of(config_digest)
-    message = pre_authentication_encoding(media_types.SIGNED_PAYLOAD, payload)
-    signatures = tuple(
-        Signature(keyid=fingerprint, sig=_base64(key.sign(message)), public_key=key.public.line)
-        for fingerprint, key in sorted(distinct.items())
-    )
-    return strict_json.encode(Envelope(_base64(payload), media_types.SIGNED_PAYLOAD, signatures))
+    message = pre_authentication_encoding(payload_type, payload)
+    return _encode(payload_type, payload, [_signature(key, message) for key in distinct.values()])
 
 
 def open_envelope(data: bytes, config_digest: str, what: str = "signature") -> OpenEnvelope:
@@ -91,35 +91,51 @@ def open_envelope(data: bytes, config_digest: str, what: str = "signature") -> O
     what: names it in errors. Raises InputError when it is no such envelope (sizes, counts and
     base64 are checked), TrustError when it is about another config.
     """
-    envelope = strict_json.decode(data, Envelope, what, MAX_ENVELOPE_BYTES)
-    if envelope.payload_type != media_types.SIGNED_PAYLOAD:
-        raise strict_json.invalid(
-            what, "payloadType", repr(media_types.SIGNED_PAYLOAD), envelope.payload_type
-        )
-    payload = _unbase64(envelope.payload, f"{what}: payload")
-    if payload != payload_of(config_digest):
+    opened = open_payload(data, media_types.SIGNED_PAYLOAD, what)
+    if opened.payload != payload_of(config_digest):
         raise TrustError(
             f"{what}: payload: expected {payload_of(config_digest).decode()}, "
-            f"found {strict_json.show(payload)}",
+            f"found {strict_json.show(opened.payload)}",
             hint="the signature belongs to another pack, or the config was changed",
         )
-    message = pre_authentication_encoding(envelope.payload_type, payload)
-    signatures: list[tuple[bytes, str]] = []
+    return opened
+
+
+def open_payload(
+    data: bytes, payload_type: str, what: str, max_bytes: int = MAX_ENVELOPE_BYTES
+) -> OpenEnvelope:
+    """Return an envelope around a payload of this type; nothing in it is verified yet.
+
+    Raises InputError when it is no such envelope.
+    """
+    envelope = strict_json.decode(data, Envelope, what, max_bytes)
+    if envelope.payload_type != payload_type:
+        raise strict_json.invalid(what, "payloadType", repr(payload_type), envelope.payload_type)
+    payload = _unbase64(envelope.payload, f"{what}: payload")
+    raw: list[bytes] = []
     for row, signature in enumerate(envelope.signatures):
         path = f"{what}: signatures[{row}].sig"
-        raw = _unbase64(signature.sig, path)
-        if len(raw) > MAX_SIGNATURE_BYTES:
+        raw.append(_unbase64(signature.sig, path))
+        if len(raw[-1]) > MAX_SIGNATURE_BYTES:
             raise InputError(f"{path}: expected at most {MAX_SIGNATURE_BYTES} bytes")
-        signatures.append((raw, signature.public_key or ""))
-    return OpenEnvelope(message, tuple(signatures))
+    return OpenEnvelope(payload_type, payload, envelope.signatures, tuple(raw))
 
 
 class OpenEnvelope:
-    """The signed message and its signatures, each with the public key it claims to be from."""
+    """A payload and its signatures, each with the public key it claims to be from."""
 
-    def __init__(self, message: bytes, signatures: tuple[tuple[bytes, str], ...]) -> None:
-        self._message = message
+    def __init__(
+        self,
+        payload_type: str,
+        payload: bytes,
+        signatures: tuple[Signature, ...],
+        raw: tuple[bytes, ...],
+    ) -> None:
+        self.payload = payload
+        self._payload_type = payload_type
+        self._message = pre_authentication_encoding(payload_type, payload)
         self._signatures = signatures
+        self._raw = raw
 
     def __len__(self) -> int:
         return len(self._signatures)
@@ -127,9 +143,7 @@ class OpenEnvelope:
     def signed_by(self, keys: Iterable[PublicKey]) -> frozenset[PublicKey]:
         """Return which of these keys really signed: each is tried on every signature."""
         return frozenset(
-            key
-            for key in keys
-            if any(key.verifies(raw, self._message) for raw, _claim in self._signatures)
+            key for key in keys if any(key.verifies(raw, self._message) for raw in self._raw)
         )
 
     def claimed_signers(self) -> frozenset[PublicKey]:
@@ -138,14 +152,33 @@ class OpenEnvelope:
         Anybody can make such a pair: who the key belongs to must be known from elsewhere.
         """
         found: set[PublicKey] = set()
-        for raw, line in self._signatures:
+        for signature, raw in zip(self._signatures, self._raw, strict=True):
             try:
-                key = parse_public(line)
+                key = parse_public(signature.public_key or "")
             except InputError:
                 continue  # another tool's envelope, or a kind of key that is not used here
             if key.verifies(raw, self._message):
                 found.add(PublicKey(key.algorithm, key.blob))  # nobody vouches for the comment
         return frozenset(found)
+
+    def countersigned(self, keys: Iterable[PrivateKey]) -> bytes:
+        """Return the envelope with more signatures; those that it has stay as they are.
+
+        It does not matter who signed first: one after the other gives the bytes that `sign` gives
+        for all of them. Raises UsageError when a key has signed already or there are too many.
+        """
+        more = {key.public: key for key in keys}
+        if again := self.signed_by(more):
+            prints = ", ".join(sorted(key.fingerprint for key in again))
+            raise UsageError(f"signed by {prints} already", hint="name another key with --key")
+        signatures = [*self._signatures, *(_signature(key, self._message) for key in more.values())]
+        envelope = _encode(self._payload_type, self.payload, signatures)
+        if len(signatures) > MAX_SIGNATURES or len(envelope) > MAX_ENVELOPE_BYTES:
+            raise UsageError(
+                f"expected at most {MAX_SIGNATURES} signatures in {MAX_ENVELOPE_BYTES} bytes, "
+                f"found {len(signatures)} in {len(envelope)}"
+            )
+        return envelope
 
 
 def verify(
@@ -168,6 +201,18 @@ def verify(
             f"{what}: expected signatures by {threshold} trusted keys, found {len(signers)}"
         )
     return signers
+
+
+def _signature(key: PrivateKey, message: bytes) -> Signature:
+    public = key.public
+    return Signature(
+        keyid=public.fingerprint, sig=_base64(key.sign(message)), public_key=public.line
+    )
+
+
+def _encode(payload_type: str, payload: bytes, signatures: Iterable[Signature]) -> bytes:
+    ordered = sorted(signatures, key=lambda one: (one.keyid or "", one.sig))
+    return strict_json.encode(Envelope(_base64(payload), payload_type, tuple(ordered)))
 
 
 def _base64(data: bytes) -> str:

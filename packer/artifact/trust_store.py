@@ -1,4 +1,5 @@
-"""Where a host keeps its trust: rules in the config folder, versions used in the state folder.
+"""Where a host keeps its trust: in the config folder rules and the keys that were replaced, in the
+state folder the versions that were used.
 
 Both are JSON that a person can read. A file that cannot be read is an error and never means "no
 rules": a damaged memory must not let an old version in. Writers take a lock beside the file,
@@ -8,29 +9,31 @@ read again, and replace the file by rename.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
 
 from packer import host
-from packer.artifact import strict_json
-from packer.artifact.config import MAX_VERSION, Text
-from packer.artifact.keys import PublicKey, parse_public
-from packer.artifact.layout.staging import temporary_name, writing
+from packer.artifact import name_patterns, strict_json
+from packer.artifact.config import MAX_VERSION, Day, Text
+from packer.artifact.keys import PublicKey, is_fingerprint, parse_public
+from packer.artifact.layout.staging import writing
 from packer.artifact.manifest import Digest
+from packer.artifact.rotation import Rotation, Statement
+from packer.artifact.small_files import write_small_file
+from packer.artifact.succession import Replacement, adopt, reachable
 from packer.artifact.trust import Memory, Rule, Used, Verdict, remember
-from packer.durable import sync_directory
-from packer.errors import InputError, UsageError
+from packer.errors import InputError, TrustError, UsageError
 
 MAX_STORE_BYTES = 16 << 20
 MAX_THRESHOLD = 64
-
-_PATTERN = re.compile(r"[a-z0-9._*?\[\]!-]{1,128}")
+MAX_REPLACEMENTS = 1024
 
 
 class _WireRule(msgspec.Struct, frozen=True):
@@ -39,9 +42,20 @@ class _WireRule(msgspec.Struct, frozen=True):
     threshold: Annotated[int, msgspec.Meta(ge=1, le=MAX_THRESHOLD)] = 1
 
 
+class _WireReplacement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    old: str
+    new: str
+    names: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    since: Day = ""
+    keep_old: bool = False
+
+
 class _WireRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
     rules: tuple[_WireRule, ...] = ()
+    replaced: Annotated[
+        tuple[_WireReplacement, ...], msgspec.Meta(max_length=MAX_REPLACEMENTS)
+    ] = ()
 
 
 class _WireUsed(msgspec.Struct, frozen=True):
@@ -59,6 +73,14 @@ class _WireMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _Wire = TypeVar("_Wire", _WireRules, _WireMemory)
 
 
+@dataclass(frozen=True, slots=True)
+class Trusted:
+    """Whom a host trusts: its rules, and the keys that were replaced since they were made."""
+
+    rules: tuple[Rule, ...] = ()
+    replaced: tuple[Replacement, ...] = ()
+
+
 class TrustStore:
     """This host's rules and memory. Methods raise Error when a file cannot be read or written."""
 
@@ -66,67 +88,99 @@ class TrustStore:
         self.rules_path = rules_path or host.config_dir() / "trust.json"
         self.memory_path = memory_path or host.state_dir() / "used.json"
 
-    def rules(self) -> tuple[Rule, ...]:
-        """Return the rules, none if there is no file."""
-        path = self.rules_path
-        wire = _load(path, _WireRules)
-        rules = tuple(_rule(row, entry, str(path)) for row, entry in enumerate(wire.rules))
+    def trusted(self) -> Trusted:
+        """Return rules and replaced keys, none if there is no file."""
+        what = str(self.rules_path)
+        wire = _load(self.rules_path, _WireRules)
+        rules = tuple(_rule(row, entry, what) for row, entry in enumerate(wire.rules))
         if len({rule.patterns for rule in rules}) < len(rules):
-            raise InputError(f"{path}: rules: expected each list of patterns once")
-        return rules
+            raise InputError(f"{what}: rules: expected each list of patterns once")
+        replaced = (_replacement(row, entry, what) for row, entry in enumerate(wire.replaced))
+        return Trusted(rules, tuple(replaced))
+
+    def rules(self) -> tuple[Rule, ...]:
+        """Return the rules alone."""
+        return self.trusted().rules
 
     def memory(self) -> Memory:
         """Return what was used, nothing if there is no file."""
         wire = _load(self.memory_path, _WireMemory)
         return {(u.authority, u.name): Used(u.version, u.config) for u in wire.used}
 
-    def add(self, key: PublicKey, pattern: str, *, threshold: int | None = None) -> Rule:
+    def add(
+        self, key: PublicKey, pattern: str, *, threshold: int | None = None, again: bool = False
+    ) -> Rule:
         """Trust a key for packs whose name fits a pattern; return the rule it is now part of.
 
         Keys with the same pattern share a rule. threshold: how many of them must sign; None
-        leaves it as it is (1 for a new rule). Raises UsageError for an impossible pattern or
-        threshold.
+        leaves it as it is (1 for a new rule). again: forget that the key was replaced. Raises
+        UsageError for an impossible pattern or threshold, and for a key that was replaced.
         """
-        if not _PATTERN.fullmatch(pattern):
-            raise UsageError(
-                f"expected a pattern of pack names like 'demo*', found {pattern!r}",
-                hint="names are lower-case letters, digits and . _ -; * ? [] stand for others",
-            )
+        name_patterns.check_patterns([pattern])
         if threshold is not None and not 1 <= threshold <= MAX_THRESHOLD:
             raise UsageError(f"expected a threshold of 1 to {MAX_THRESHOLD}, found {threshold}")
-        with _locked(self.rules_path):
-            rules = {rule.patterns: rule for rule in self.rules()}
+        with self._changing() as trusted:
+            kept = _without(trusted.replaced, key, pattern, again=again)
+            rules = {rule.patterns: rule for rule in trusted.rules}
             old = rules.get((pattern,), Rule((pattern,), ()))
             keys = (*(other for other in old.keys if other != key), key)
             rules[pattern,] = Rule((pattern,), keys, threshold or old.threshold)
-            self._save_rules(rules.values())
+            self._save_trusted(Trusted(tuple(rules.values()), kept))
         return rules[pattern,]
 
-    def remove(self, fingerprint: str) -> tuple[str, ...]:
-        """Trust a key no longer, wherever it stands; return the patterns it stood for.
+    def remove(self, fingerprint: str) -> tuple[Rule, ...]:
+        """Trust a key no longer, wherever it stands; return what was taken out of which rule.
 
-        A rule without keys goes too; one whose threshold its keys can no longer reach stays and
-        accepts nothing until a key is added. Raises UsageError when no rule has the key.
+        A key that has replaced another is taken out with it: removing the new one must not bring
+        the old one back. A rule without keys goes too; one whose threshold its keys can no longer
+        reach stays and accepts nothing until a key is added. That keys were replaced is not
+        forgotten. Raises UsageError when no rule has the key.
         """
-        with _locked(self.rules_path):
-            patterns: list[str] = []
+        with self._changing() as trusted:
+            taken: list[Rule] = []
             kept: list[Rule] = []
-            for rule in self.rules():
-                keys = tuple(key for key in rule.keys if key.fingerprint != fingerprint)
-                if len(keys) < len(rule.keys):
-                    patterns.extend(rule.patterns)
+            for rule in trusted.rules:
+                gone = [key for key in rule.keys if _leads_to(key, fingerprint, trusted.replaced)]
+                keys = tuple(key for key in rule.keys if key not in gone)
+                if gone:
+                    taken.append(Rule(rule.patterns, tuple(gone), rule.threshold))
                 if keys:
                     kept.append(Rule(rule.patterns, keys, rule.threshold))
-            if not patterns:
+            if not taken:
                 raise UsageError(
                     f"no rule has a key with the fingerprint {fingerprint}",
-                    hint="vmpack trust list shows all of them",
+                    hint="vmpack trust shows all of them",
                 )
-            self._save_rules(kept)
-        return tuple(patterns)
+            self._save_trusted(Trusted(tuple(kept), trusted.replaced))
+        return tuple(taken)
+
+    def rotate(
+        self, statement: Statement, *, keep_old: bool = False, dry_run: bool = False
+    ) -> tuple[Rule, ...]:
+        """Go by a statement from now on; return the rules that trust its old key.
+
+        keep_old: the old key goes on to count as well. dry_run: change nothing. Raises TrustError
+        when no rule trusts the old key, when not both keys signed, or when the statement
+        contradicts one that this host goes by.
+        """
+        rotation = statement.rotation
+        with self._changing() as trusted:
+            rules = _trusting(rotation, trusted)
+            if not rules:
+                raise TrustError(
+                    f"no rule trusts the old key, {rotation.old}",
+                    hint="get the new key from its owner and add it: vmpack trust add KEYFILE",
+                )
+            (old,) = (key for key in _family(rules, trusted) if key.fingerprint == rotation.old)
+            if not statement.proven_by(old):
+                raise _unproven(statement, old)
+            replaced = adopt(trusted.replaced, rotation, since=_today(), keep_old=keep_old)
+            if not dry_run:
+                self._save_trusted(Trusted(trusted.rules, replaced))
+        return rules
 
     def remember(self, verdict: Verdict) -> None:
-        """Record that the pack of this verdict was used."""
+        """Record that the pack of this verdict was used, and who signs in whose place."""
         if not verdict.authorities:
             return
         with _locked(self.memory_path):
@@ -135,30 +189,126 @@ class TrustStore:
                 _WireUsed(authority, name, used.version, used.config_digest)
                 for (authority, name), used in sorted(after.items(), key=lambda entry: entry[0])
             )
-            _save(self.memory_path, _WireMemory(used=used))
+            write_small_file(
+                self.memory_path, strict_json.encode(_WireMemory(used=used)), replace=True
+            )
+        if verdict.rotations:
+            self._adopt(verdict.rotations)
 
-    def _save_rules(self, rules: Iterable[Rule]) -> None:
-        wire = tuple(
+    def _adopt(self, rotations: Iterable[Rotation]) -> None:
+        with self._changing() as trusted:
+            replaced = trusted.replaced
+            for rotation in rotations:
+                if all(one.rotation != rotation for one in replaced):
+                    replaced = adopt(replaced, rotation, since=_today())
+            self._save_trusted(Trusted(trusted.rules, replaced))
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Trusted]:
+        with _locked(self.rules_path):
+            yield self.trusted()
+
+    def _save_trusted(self, trusted: Trusted) -> None:
+        if len(trusted.replaced) > MAX_REPLACEMENTS:
+            raise UsageError(
+                f"{self.rules_path}: expected at most {MAX_REPLACEMENTS} replaced keys",
+                hint="remove those from the file that no rule needs any more",
+            )
+        rules = tuple(
             _WireRule(
                 rule.patterns,
                 tuple(f"{key.line} {key.comment}".rstrip() for key in rule.keys),
                 rule.threshold,
             )
-            for rule in rules
+            for rule in trusted.rules
         )
-        _save(self.rules_path, _WireRules(rules=wire))
+        replaced = tuple(
+            _WireReplacement(
+                one.rotation.old, one.rotation.new.line, one.rotation.names, one.since, one.keep_old
+            )
+            for one in trusted.replaced
+        )
+        wire = _WireRules(rules=rules, replaced=replaced)
+        write_small_file(self.rules_path, strict_json.encode(wire), replace=True)
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def _family(rules: Iterable[Rule], trusted: Trusted) -> frozenset[PublicKey]:
+    """Return the keys of rules and those that followed them."""
+    steps = (one.rotation for one in trusted.replaced)
+    return reachable((key for rule in rules for key in rule.keys), steps)
+
+
+def _leads_to(key: PublicKey, fingerprint: str, replaced: Iterable[Replacement]) -> bool:
+    line = reachable((key,), (one.rotation for one in replaced))
+    return any(one.fingerprint == fingerprint for one in line)
+
+
+def _trusting(rotation: Rotation, trusted: Trusted) -> tuple[Rule, ...]:
+    """Return the rules with a place in which the old key stands or stood."""
+    return tuple(
+        rule
+        for rule in trusted.rules
+        if name_patterns.may_share(rule.patterns, rotation.names)
+        and any(_leads_to(key, rotation.old, trusted.replaced) for key in rule.keys)
+    )
+
+
+def _unproven(statement: Statement, old: PublicKey) -> TrustError:
+    rotation = statement.rotation
+    if not statement.envelope.signed_by((old,)):
+        return TrustError(
+            f"the statement that {rotation.sentence} is not signed by the old key",
+            hint="anybody can write such a statement; ask the old key's owner",
+        )
+    return TrustError(
+        f"the statement that {rotation.sentence} is not signed by the new key",
+        hint="whoever holds it must agree: vmpack sign STATEMENT --key NEWKEY",
+    )
+
+
+def _without(
+    replaced: Sequence[Replacement], key: PublicKey, pattern: str, *, again: bool
+) -> tuple[Replacement, ...]:
+    """Return what stays when a key is to be trusted; raise UsageError if it was replaced."""
+    of_key = [one for one in replaced if one.rotation.old == key.fingerprint and not one.keep_old]
+    if again:
+        return tuple(one for one in replaced if one not in of_key)
+    for one in of_key:
+        if name_patterns.covers(one.rotation.names, [pattern]):
+            raise UsageError(
+                f"{one.rotation.sentence} on this host since {one.since or 'an unknown day'}",
+                hint="to trust the old key all the same: --again",
+            )
+    return tuple(replaced)
+
+
+def _replacement(row: int, wire: _WireReplacement, what: str) -> Replacement:
+    path = f"replaced[{row}]"
+    if not is_fingerprint(wire.old):
+        raise strict_json.invalid(what, f"{path}.old", "a fingerprint SHA256:…", wire.old)
+    names = _patterns(wire.names, f"{path}.names", what)
+    new = parse_public(wire.new, f"{what}: {path}.new")
+    return Replacement(Rotation(wire.old, new, names), wire.since, wire.keep_old)
+
+
+def _patterns(patterns: tuple[str, ...], path: str, what: str) -> tuple[str, ...]:
+    for number, pattern in enumerate(patterns):
+        if not name_patterns.is_pattern(pattern):
+            raise strict_json.invalid(what, f"{path}[{number}]", "a pattern of pack names", pattern)
+    return patterns
 
 
 def _rule(row: int, wire: _WireRule, what: str) -> Rule:
-    for number, pattern in enumerate(wire.patterns):
-        if not _PATTERN.fullmatch(pattern):
-            path = f"rules[{row}].patterns[{number}]"
-            raise strict_json.invalid(what, path, "a pattern of pack names", pattern)
+    patterns = _patterns(wire.patterns, f"rules[{row}].patterns", what)
     keys = (
         parse_public(line, f"{what}: rules[{row}].keys[{number}]")
         for number, line in enumerate(wire.keys)
     )
-    return Rule(wire.patterns, tuple(dict.fromkeys(keys)), wire.threshold)
+    return Rule(patterns, tuple(dict.fromkeys(keys)), wire.threshold)
 
 
 def _load(path: Path, kind: type[_Wire]) -> _Wire:
@@ -170,22 +320,6 @@ def _load(path: Path, kind: type[_Wire]) -> _Wire:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     return strict_json.decode(data, kind, str(path), MAX_STORE_BYTES)
-
-
-def _save(path: Path, wire: msgspec.Struct) -> None:
-    """Replace a file whole; whoever reads meanwhile sees the old one or the new one."""
-    temporary = temporary_name(path)
-    with writing(path):
-        try:
-            with temporary.open("xb") as file:
-                file.write(strict_json.encode(wire))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_directory(path.parent)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 @contextlib.contextmanager

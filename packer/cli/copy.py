@@ -1,13 +1,28 @@
-"""vmpack copy: the same signed pack with fewer of its bundles."""
+"""vmpack copy: the same signed packs with fewer of their bundles."""
 
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
+from pathlib import Path
 
-from packer.artifact.copy import CopyReport, Extent, copy_pack
-from packer.cli.options import add_common, add_verb, print_json, progress_of
-from packer.sources.open import open_pack
+from packer.artifact.copy import Copied, CopyReport, Extent, Fit, copy_packs
+from packer.artifact.layout.open import create_layout
+from packer.cli.options import (
+    add_common,
+    add_verb,
+    note_expiry,
+    own_store,
+    print_json,
+    progress_of,
+)
+from packer.errors import UsageError
+from packer.media.capacity import KINDS, capacity_bytes
+from packer.media.chances import chances
+from packer.pack.against import Against, open_against
+from packer.sources.open import SourceOpener, open_pack
 from packer.text import format_bytes, format_table
+from packer.transport.registry_reference import is_reference
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -15,66 +30,113 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = add_verb(
         verbs,
         "copy",
-        "copy a pack, whole or in part",
-        "vmpack copy demo.vmpack --thin stick/demo.vmpack",
+        "copy packs, whole or in part",
+        "vmpack copy demo.vmpack --thin stick/demo.vmpack\n"
+        "  vmpack copy demo.vmpack lab.vmpack demos.iso --fit dvd --against trainee.inv",
     )
-    parser.add_argument("pack", help="file, folder or URL of the pack")
-    extent = parser.add_mutually_exclusive_group()
-    extent.add_argument(
-        "--boot", dest="extent", action="store_const", const=Extent.BOOT, help="boot set only"
+    parser.add_argument(
+        "pack",
+        nargs="+",
+        help="file, folder or URL of a pack, PACK#NAME:VERSION for one of several",
     )
-    extent.add_argument(
-        "--thin", dest="extent", action="store_const", const=Extent.THIN, help="boot and private"
+    add_extent(parser)
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="with --fit: a host of the audience has what this source holds: a .inv file, or a "
+        "source's URI; repeatable",
     )
-    extent.add_argument(
-        "--full",
-        dest="extent",
-        action="store_const",
-        const=Extent.FULL,
-        help="everything (default)",
+    parser.add_argument(
+        "destination", help="file, .iso, new folder/ (ends in /) or oci://…, to write"
     )
-    parser.add_argument("destination", help="file, or new folder/ (ends in /), to write")
     parser.add_argument("--force", action="store_true", help="replace the destination")
     add_common(parser, jobs=False)
     parser.set_defaults(run=run, extent=Extent.FULL)
 
 
+def add_extent(parser: argparse.ArgumentParser, *, fit: bool = True) -> None:
+    """Add the options that say how much of a pack a copy carries."""
+    extent = parser.add_mutually_exclusive_group()
+    for one, what in (
+        (Extent.BOOT, "boot set only"),
+        (Extent.THIN, "boot and private"),
+        (Extent.FULL, "everything (default)"),
+    ):
+        extent.add_argument(
+            f"--{one.value}", dest="extent", action="store_const", const=one, help=what
+        )
+    if fit:
+        extent.add_argument(
+            "--fit",
+            metavar="SIZE",
+            help="boot and private, then what the audience most likely lacks, until a medium is "
+            f"full: {', '.join(KINDS)}, or a size such as 700M or 4G",
+        )
+
+
 def run(options: argparse.Namespace) -> int:
     """Copy."""
-    with open_pack(options.pack) as pack:
-        report = copy_pack(
-            pack,
-            options.destination,
-            options.extent,
-            replace=options.force,
-            progress=progress_of(options),
-        )
+    if options.against and not options.fit:
+        raise UsageError("--against says what a medium need not hold: it goes with --fit")
+    with ExitStack() as stack:
+        packs = [stack.enter_context(open_pack(one)) for one in options.pack]
+        for pack in packs:
+            note_expiry(pack.config)
+        extent: Extent | Fit = options.extent
+        if options.fit:
+            opener = stack.enter_context(SourceOpener(own_store(None)))
+            against: list[Against] = [open_against(one, opener) for one in options.against]
+            extent = Fit(capacity_bytes(options.fit), [chances(pack, against) for pack in packs])
+        writer = stack.enter_context(create_layout(options.destination, replace=options.force))
+        report = copy_packs(packs, writer, extent, progress=progress_of(options))
     if options.json:
-        print_json(
-            {
-                "output": str(report.output),
-                "identity": report.identity,
-                "bytes": report.stored_bytes,
-                "lacking": {
-                    name: {"count": count, "bytes": size}
-                    for name, (count, size) in report.lacking.items()
-                },
-            }
-        )
+        print_json(as_json(options.destination, report))
     else:
-        _print(report)
+        print_report(options.destination, report, extent)
     return 0
 
 
-def _print(report: CopyReport) -> None:
-    print(f"{report.output}  {format_bytes(report.stored_bytes)}")
-    print(f"  {report.identity}")
-    if not report.lacking:
-        print("  complete: a host without network can unpack it")
+def as_json(destination: str, report: CopyReport) -> dict[str, object]:
+    """Return a report for machines."""
+    return {
+        "output": destination if is_reference(destination) else str(Path(destination)),
+        "bytes": report.medium_bytes,
+        "packs": [
+            {
+                "name": one.ref_name,
+                "identity": one.identity,
+                "manifest": one.manifest,
+                "lacking": {
+                    name: {"count": count, "bytes": size}
+                    for name, (count, size) in one.lacking.items()
+                },
+            }
+            for one in report.packs
+        ],
+    }
+
+
+def print_report(destination: str, report: CopyReport, extent: Extent | Fit) -> None:
+    """Print a report for people."""
+    full = ""
+    if isinstance(extent, Fit):
+        part = 100 * report.medium_bytes / extent.capacity_bytes
+        full = f" of {format_bytes(extent.capacity_bytes)}, {part:.1f} %"
+    print(f"{destination}  {format_bytes(report.medium_bytes)}{full}")
+    for one in report.packs:
+        print(f"  {one.ref_name}  {one.identity}")
+        _print_lacking(one)
+
+
+def _print_lacking(one: Copied) -> None:
+    if not one.lacking:
+        print("    complete: a host without network can unpack it")
         return
-    print("  a host without network lacks, unless its own files have it:")
+    print("    a host without network lacks, unless its own files have it:")
     rows = [
         (name, f"{count:,} contents", format_bytes(size))
-        for name, (count, size) in report.lacking.items()
+        for name, (count, size) in one.lacking.items()
     ]
-    print(format_table(rows, "<>>", indent=4))
+    print(format_table(rows, "<>>", indent=6))

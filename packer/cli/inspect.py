@@ -7,17 +7,16 @@ from pathlib import Path
 
 import msgspec
 
-from packer.artifact.layout.open import is_layout
-from packer.cli.options import add_common, add_verb, jobs_of, print_json, progress_of
+from packer.cli.options import add_common, add_verb, jobs_of, print_json, progress_of, today
 from packer.cli.show import guest_line
 from packer.errors import UsageError
+from packer.guest.privacy import Finding, summary
 from packer.inspect.image import ImageReport, inspect_image
 from packer.inspect.pack import PackSummary, inspect_pack, stubs_of
-from packer.sources.open import open_pack
+from packer.sources.open import is_pack, open_packs
 from packer.survey.model import Volume
 from packer.text import format_bytes, format_table, printable
 
-WEB = ("https://", "http://")
 CARRIED_BY = {
     "boot": "every copy",
     "private": "thin and full copies",
@@ -35,6 +34,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--files", action="store_true", help="list every file of an image's boot set"
     )
+    parser.add_argument(
+        "--privacy", action="store_true", help="list every file of an image that looks private"
+    )
     parser.add_argument("--backing", type=Path, metavar="FILE", help="backing file of a qcow2")
     add_common(parser)
     parser.set_defaults(run=run)
@@ -42,7 +44,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """Inspect."""
-    if not options.what.startswith(WEB) and not is_layout(options.what):
+    if not is_pack(options.what):
         if options.stubs:
             raise UsageError(f"--stubs lists the stubs of a pack; {options.what} is a disk image")
         report = inspect_image(
@@ -54,26 +56,36 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             print_json(msgspec.to_builtins(report))
         else:
-            _print_image(report, files=options.files)
+            _print_image(report, files=options.files, privacy=options.privacy)
         return 0
-    if options.files or options.backing:
-        raise UsageError(f"--files and --backing are for disk images; {options.what} is a pack")
-    with open_pack(options.what) as pack:
-        summary = inspect_pack(pack)
-        stubs = list(stubs_of(pack)) if options.stubs else []
+    if options.files or options.privacy or options.backing:
+        raise UsageError(
+            f"--files, --privacy and --backing are for disk images; {options.what} is a pack"
+        )
+    packs = open_packs(options.what)
+    with packs[0]:
+        found = [
+            (inspect_pack(pack), list(stubs_of(pack)) if options.stubs else []) for pack in packs
+        ]
     if options.json:
-        listed = {"stubs": msgspec.to_builtins(stubs)} if options.stubs else {}
-        print_json(msgspec.to_builtins(summary) | listed)
+        each = [
+            msgspec.to_builtins(summary)
+            | ({"stubs": msgspec.to_builtins(stubs)} if options.stubs else {})
+            for summary, stubs in found
+        ]
+        print_json(each[0] if len(each) == 1 else {"packs": each})
         return 0
-    if not options.stubs:
-        _print_pack(summary)
-    for stub in stubs:
-        place, where = printable(stub.path), printable(stub.where)
-        print(f"{stub.content}  {stub.size_bytes:>12,}  {place}  <- {where}")
+    for number, (one, stubs) in enumerate(found):
+        if not options.stubs:
+            print("\n" * (number > 0), end="")
+            _print_pack(one)
+        for stub in stubs:
+            place, where = printable(stub.path), printable(stub.where)
+            print(f"{stub.content}  {stub.size_bytes:>12,}  {place}  <- {where}")
     return 0
 
 
-def _print_image(report: ImageReport, *, files: bool) -> None:
+def _print_image(report: ImageReport, *, files: bool, privacy: bool) -> None:
     print(
         f"{report.path}  {report.container}, disk of {format_bytes(report.size)}, "
         f"{_table_words(report.table)}"
@@ -111,9 +123,20 @@ def _print_image(report: ImageReport, *, files: bool) -> None:
             ">><",
         )
     )
+    _print_privacy(report.privacy, each=privacy)
     print(f"\na thin pack would weigh about {format_bytes(report.thin_bytes)}")
     for warning in report.warnings:
         print(f"warning: {warning}")
+
+
+def _print_privacy(findings: tuple[Finding, ...], *, each: bool) -> None:
+    _heading("what looks private and would be published")
+    if not each:
+        print(summary(findings) if findings else "  nothing that a rule knows")
+        return
+    for one in findings:
+        detail = f"  ({printable(one.detail)})" if one.detail else ""
+        print(f"  {one.rule:<14}  {one.size_bytes:>12,}  {printable(one.path)}{detail}")
 
 
 def _volume_row(one: Volume) -> tuple[str, ...]:
@@ -136,6 +159,11 @@ def _print_pack(summary: PackSummary) -> None:
     print(f"  {guest_line(config.guest)}, disk of {format_bytes(config.disks[0].size)}")
     signers = ", ".join(summary.signers)
     print(f"  signed by {signers}" if signers else "  not signed")
+    for sentence in summary.rotations:
+        print(f"  says that {sentence}")
+    if config.expires:
+        over = config.expired(today())
+        print(f"  {'expired on' if over else 'good until'} {config.expires}, says its author")
     _heading("contents")
     rows = []
     for name, total in (

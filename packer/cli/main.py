@@ -15,7 +15,24 @@ from packer.progress import note
 from packer.text import printable
 
 INTERRUPTED = 130
-VERBS = ("pack", "inspect", "copy", "unpack", "verify", "key", "trust", "store", "inventory")
+VERBS = (
+    "pack",
+    "inspect",
+    "diff",
+    "copy",
+    "push",
+    "pull",
+    "unpack",
+    "fill",
+    "update",
+    "write",
+    "verify",
+    "sign",
+    "key",
+    "trust",
+    "store",
+    "inventory",
+)
 """Each is a module beside this one, with `add_parser`."""
 
 BARE = {"--clean": "default"}
@@ -25,7 +42,7 @@ EXIT_CODES = """\
 exit codes:
   0 done   1 failed   2 usage   3 bad or unsupported input   4 refused by trust
   5 contents missing   6 in use, hibernated or changed meanwhile   7 does not match
-  130 interrupted
+  8 refused by policy (pack --strict)   130 interrupted
 """
 
 EXAMPLE = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import getpass
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from packer import host
+from packer.artifact.config import Config
 from packer.artifact.keys import (
     PrivateKey,
     check_fingerprint,
@@ -19,6 +21,7 @@ from packer.artifact.keys import (
     load_private,
 )
 from packer.artifact.opened import OpenedPack
+from packer.artifact.rotation import load_statement
 from packer.artifact.trust import Verdict, judge
 from packer.artifact.trust_store import TrustStore
 from packer.cli.settings import MAX_JOBS, load_settings
@@ -77,6 +80,33 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_rotation(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets statements about replaced keys travel with a pack."""
+    parser.add_argument(
+        "--rotation",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="let this statement of 'vmpack key rotate' travel with the pack; repeatable",
+    )
+
+
+def statements_of(options: argparse.Namespace) -> list[bytes]:
+    """Return the statements that were named. Raises InputError for a file that is none."""
+    return [load_statement(path)[1] for path in options.rotation]
+
+
+def confirm(question: str, *, yes: bool) -> bool:
+    """Return whether the person at the terminal agrees; yes: they have said so before."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError(f"there is nobody to ask: {question}", hint="answer with --yes")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def progress_of(options: argparse.Namespace) -> Progress:
     """Return bars or silence, as asked for."""
     return for_terminal(quiet=options.quiet or options.json)
@@ -88,13 +118,17 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
-def signing_keys(paths: list[Path]) -> list[PrivateKey]:
-    """Return the keys to sign with: those named, or this machine's default key."""
+def signing_keys(paths: list[Path], *, required: bool = False) -> list[PrivateKey]:
+    """Return the keys to sign with: those named, or this machine's default key.
+
+    required: whether the verb does nothing but sign.
+    """
     chosen = paths or [default_key_path()]
     if not paths and not chosen[0].exists():
         raise UsageError(
             f"no signing key at {chosen[0]}",
-            hint="run 'vmpack key generate', name one with --key, or pass --unsigned",
+            hint="run 'vmpack key generate' or name one with --key"
+            + ("" if required else ", or pass --unsigned"),
         )
     return [load_private(path, ask_passphrase) for path in chosen]
 
@@ -140,12 +174,15 @@ def own_store(folder: Path | None) -> Store:
 
 def accept(pack: OpenedPack, options: argparse.Namespace) -> Verdict:
     """Return the word of this host's trust rules about a pack; raise TrustError against it."""
-    trust = TrustStore()
+    store = TrustStore()
+    trusted = store.trusted()
     verdict = judge(
         pack.config_bytes,
         pack.envelope,
-        trust.rules(),
-        trust.memory(),
+        trusted.rules,
+        store.memory(),
+        known=trusted.replaced,
+        statements=pack.rotations,
         signers=[check_fingerprint(one) for one in options.signer],
         allow_older=options.allow_older,
         allow_unsigned=options.allow_unsigned,
@@ -153,7 +190,19 @@ def accept(pack: OpenedPack, options: argparse.Namespace) -> Verdict:
     )
     for text in verdict.notes:
         note(text)
+    note_expiry(verdict.config)
     return verdict
+
+
+def note_expiry(config: Config) -> None:
+    """Say so when a pack's last day is over, by this host's clock. That is advice, no more."""
+    if config.expired(today()):
+        note(f"{config.ref_name} expired on {config.expires}; ask its author for a newer one")
+
+
+def today() -> datetime.date:
+    """Return the day by this host's clock, which may be wrong: good for advice only."""
+    return datetime.datetime.now(datetime.UTC).date()
 
 
 def _jobs(text: str) -> int:

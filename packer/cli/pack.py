@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,16 +15,19 @@ from packer.artifact.hints import Package
 from packer.artifact.opened import OpenedPack
 from packer.cli.options import (
     add_common,
+    add_rotation,
     add_verb,
     jobs_of,
     own_store,
     print_json,
     progress_of,
     signing_keys,
+    statements_of,
 )
 from packer.cli.show import guest_line
 from packer.errors import UsageError
-from packer.pack.against import Against, inventory_holds, source_holds
+from packer.guest.privacy import Finding, Review, count_of, groups_that_help, summary
+from packer.pack.against import open_against
 from packer.pack.clean_rules import GROUPS
 from packer.pack.pack import LEVELS, PackOptions, PackReport, pack
 from packer.progress import note
@@ -58,12 +62,24 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="the pack's version, a number that grows with each release (default: 1, or one more "
         "than the base's)",
     )
+    parser.add_argument(
+        "--expires",
+        default="",
+        metavar="YYYY-MM-DD",
+        help="the last day on which it is good; later, users are advised to get a newer one",
+    )
     parser.add_argument("--thin", action="store_true", help="leave shared contents out")
     parser.add_argument(
         "--base",
         metavar="PACK",
         help="carry this pack's bundles on, and add only what is new: the next version, or a "
         "sister under another --name",
+    )
+    parser.add_argument(
+        "--delta",
+        action="store_true",
+        help="with --base: add patches, so that who has the base's files fetches only what changed "
+        "inside them",
     )
     parser.add_argument(
         "--keep-free",
@@ -95,6 +111,18 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "overlay, the image stays as it is. Needs libguestfs; two such packs of one image are "
         "never the same",
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="write no pack of a guest that holds what looks private (exit code 8)",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="a shell pattern of guest paths, or a rule, that may be published; repeatable",
+    )
     parser.add_argument("--backing", type=Path, metavar="FILE", help="backing file of a qcow2")
     parser.add_argument(
         "--no-packages",
@@ -111,6 +139,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--key", action="append", default=[], type=Path, metavar="FILE", help="sign with this key"
     )
+    add_rotation(parser)
     parser.add_argument("--unsigned", action="store_true", help="do not sign")
     parser.add_argument("--force", action="store_true", help="replace the output")
     add_common(parser)
@@ -121,6 +150,8 @@ def run(options: argparse.Namespace) -> int:
     """Pack."""
     if not 1 <= options.level <= 22:
         raise UsageError(f"--level {options.level}: expected 1 to 22")
+    if options.delta and not options.base:
+        raise UsageError("--delta makes patches against another pack: name it with --base")
     if options.unsigned and options.key:
         raise UsageError("--unsigned and --key contradict each other")
     with (
@@ -165,11 +196,17 @@ def _pack(options: argparse.Namespace, opener: SourceOpener, base: OpenedPack | 
             name=name,
             version=version,
             base=base,
+            delta=options.delta,
+            expires=options.expires,
             sources=options.source,
+            rotations=statements_of(options),
             thin=options.thin,
             keep_free=options.keep_free,
-            against=[_against(uri, opener) for uri in options.against],
+            against=[open_against(uri, opener) for uri in options.against],
             resolve=None if options.no_packages else ask_apt,
+            allow=options.allow,
+            strict=options.strict,
+            review=_show_privacy,
             clean=options.clean,
             backing=options.backing,
             replace=options.force,
@@ -181,9 +218,17 @@ def _pack(options: argparse.Namespace, opener: SourceOpener, base: OpenedPack | 
     )
 
 
-def _against(uri: str, opener: SourceOpener) -> Against:
-    path = Path(uri)
-    return inventory_holds(path) if path.is_file() else source_holds(opener.open(uri))
+def _show_privacy(review: Review) -> None:
+    """Say on standard error what is about to be published."""
+    for pattern in review.idle:
+        note(f"--allow {pattern}: nothing that is about to be published fits")
+    if not review.findings:
+        return
+    note(f"{count_of(review.findings)} private and will be published:")
+    groups = ",".join(groups_that_help(review.findings))
+    cure = f"take it out in the guest or with --clean={groups}" if groups else "take it out"
+    print(summary(review.findings), file=sys.stderr)
+    print(f"  {cure}; --allow RULE (or PATH) if it is meant", file=sys.stderr)
 
 
 def _default_name(output: str) -> str:
@@ -200,9 +245,15 @@ def _as_json(report: PackReport) -> dict[str, object]:
         "identity": report.identity,
         "name": report.config.name,
         "version": report.config.version,
+        "expires": report.config.expires,
         "bytes": report.stored_bytes,
         "bundles": report.bundles,
         "carried_bytes": report.carried_bytes,
+        "deltas": {
+            "contents": report.gain.contents,
+            "stored_bytes": report.gain.stored_bytes,
+            "delta_bytes": report.gain.delta_bytes,
+        },
         "contents": {
             title: {"count": total.count, "bytes": total.bytes}
             for title, total in (
@@ -220,7 +271,24 @@ def _as_json(report: PackReport) -> dict[str, object]:
         "signers": list(report.signers),
         "removed": list(report.removed),
         "warnings": list(report.warnings),
+        "privacy": {
+            "findings": _findings_as_json(report.privacy.findings),
+            "allowed": _findings_as_json(report.privacy.allowed),
+        },
     }
+
+
+def _findings_as_json(findings: Sequence[Finding]) -> list[dict[str, object]]:
+    return [
+        {
+            "rule": one.rule,
+            "path": one.path,
+            "bytes": one.size_bytes,
+            "what": one.what,
+            "detail": one.detail,
+        }
+        for one in findings
+    ]
 
 
 def _print(report: PackReport) -> None:
@@ -258,6 +326,12 @@ def _print(report: PackReport) -> None:
         new = sum(report.bundles.values()) - report.carried_bytes
         print(
             f"  bundles: {format_bytes(report.carried_bytes)} of the base, {format_bytes(new)} new"
+        )
+    if report.gain.contents:
+        gain = report.gain
+        print(
+            f"  deltas: {gain.contents:,} contents in {format_bytes(gain.delta_bytes)} instead of "
+            f"{format_bytes(gain.stored_bytes)}, for who has the base"
         )
     for signer in report.signers:
         print(f"  signed by {signer}")

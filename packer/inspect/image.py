@@ -12,9 +12,11 @@ from formats.ranges import total
 from packer.artifact.contents import Class
 from packer.artifact.map import Kind
 from packer.guest.model import Guest
+from packer.guest.privacy import Finding
 from packer.inspect.files import Group, largest_folders, sum_up_boot_set
 from packer.pack.bundle import estimate_bytes
 from packer.pack.prepare import prepare
+from packer.pack.published import find_published
 from packer.progress import Progress, Silent
 from packer.survey.disk import open_disk
 from packer.survey.model import Volume
@@ -26,7 +28,7 @@ class ImageReport:
 
     totals: {class name: (contents, bytes)}. boot: the boot set by reason. private: the folders
     with the most private bytes, (folder, files, bytes). dropped: (what, bytes, reason).
-    thin_bytes: about what a thin pack would weigh.
+    thin_bytes: about what a thin pack would weigh. privacy: what looks private in any copy.
     """
 
     path: str
@@ -43,6 +45,7 @@ class ImageReport:
     dropped: tuple[tuple[str, int, str], ...]
     packages: int
     thin_bytes: int
+    privacy: tuple[Finding, ...]
     warnings: tuple[str, ...]
 
 
@@ -89,5 +92,6 @@ def inspect_image(
             tuple((one.what, total(one.ranges), one.reason) for one in judgement.dropped),
             len(judgement.packages),
             thin_bytes,
+            find_published(prepared, np.ones(len(contents), dtype=bool)),
             judgement.warnings,
         )

@@ -12,7 +12,9 @@ from packer.artifact.contents import Class
 from packer.artifact.hints import NO_PACKAGE, Package
 from packer.artifact.map import Kind
 from packer.artifact.opened import OpenedPack
+from packer.artifact.rotation import open_statement
 from packer.artifact.signature import open_envelope
+from packer.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,8 @@ class PackSummary:
     """What a copy of a pack holds.
 
     carried: {class name: (contents, bytes)} in this copy's bundles. bundles: {title: stored
-    bytes}. signers: fingerprints of carried keys that fit their signatures; whether they are to
-    be trusted is another question.
+    bytes}. signers: fingerprints of carried keys that fit their signatures; rotations: what the
+    carried statements about replaced keys say. Whether to believe them is another question.
     """
 
     location: str
@@ -34,6 +36,7 @@ class PackSummary:
     zero_bytes: int
     packages: int
     signers: tuple[str, ...]
+    rotations: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ def inspect_pack(pack: OpenedPack) -> PackSummary:
         pack.map.bytes_of_kind(Kind.ZERO),
         len(pack.hints.packages),
         _signers(pack),
+        tuple(_sentence(data, pack.layout.location) for data in pack.rotations),
     )
 
 
@@ -101,6 +105,15 @@ def _held(pack: OpenedPack) -> np.ndarray:
     held = np.zeros(len(pack.map.contents), dtype=bool)
     held[pack.index.content] = True
     return held
+
+
+def _sentence(data: bytes, where: str) -> str:
+    try:
+        statement = open_statement(data, f"{where}: statement")
+    except InputError as error:
+        return str(error)  # it is worth nothing, and changes nothing about the pack
+    lacking = f" (not signed by {', '.join(statement.lacking)})" if statement.lacking else ""
+    return statement.rotation.sentence + lacking
 
 
 def _signers(pack: OpenedPack) -> tuple[str, ...]:

@@ -13,10 +13,20 @@ from packer.artifact.hints import Hints
 from packer.sources.against import holds
 from packer.sources.base import Source, Wanted
 from packer.sources.inventory import Inventory
+from packer.sources.open import SourceOpener
 
 Rows = NDArray[np.int64]
 Against = Callable[[Contents, Hints, Rows], Rows]
 """(contents, hints, rows) -> those rows that some other place is known to hold."""
+
+
+def open_against(named: str, opener: SourceOpener) -> Against:
+    """Return the judge that a user names: an inventory file, or a source's URI.
+
+    Raises UsageError for neither, InputError for a file that is no inventory.
+    """
+    path = Path(named)
+    return inventory_holds(path) if path.is_file() else source_holds(opener.open(named))
 
 
 def inventory_holds(path: Path) -> Against:

@@ -34,6 +34,8 @@ def describe(
     sources: Sequence[str],
     map_bytes: bytes,
     hint_bytes: bytes,
+    *,
+    expires: str = "",
 ) -> Config:
     """Return the config of a pack; the same disk and options give the same one."""
     guest = prepared.judgement.guest
@@ -46,6 +48,7 @@ def describe(
     return Config(
         name=name,
         version=version,
+        expires=expires,
         guest=Guest(
             *(
                 printable(text)

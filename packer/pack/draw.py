@@ -124,7 +124,7 @@ def _contents(
 
 def note_hints(survey: Survey, judgement: Judgement, cut: Cut, drawing: Drawing) -> Hints:
     """Return where in the guest each content was found, for every name of every file."""
-    keys = _content_of_fragments(drawing, cut)
+    keys = content_of_fragments(drawing.map, cut)
     of_stream = np.flatnonzero(cut.stream != NO_STREAM)
     by_stream = of_stream[np.argsort(cut.stream[of_stream], kind="stable")]
     sorted_streams = cut.stream[by_stream]
@@ -160,9 +160,8 @@ def _can_be_looked_up(path: str) -> bool:
     return path.startswith("/") and b"\0" not in encoded and len(encoded) <= MAX_PATH_BYTES
 
 
-def _content_of_fragments(drawing: Drawing, cut: Cut) -> NDArray[np.int64]:
+def content_of_fragments(disk_map: Map, cut: Cut) -> NDArray[np.int64]:
     """Return int64[f]: the content that each fragment holds, by way of the map's ranges."""
-    disk_map = drawing.map
     begins = cut.disk_offset[cut.extent_bounds()[:-1]]
     rows = np.searchsorted(disk_map.end, begins, side="right")
     return disk_map.content[rows]

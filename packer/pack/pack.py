@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,22 +14,27 @@ from packer.artifact import config as configs
 from packer.artifact import manifest as manifests
 from packer.artifact.config import Config
 from packer.artifact.contents import Class
+from packer.artifact.deltas import encode_deltas
 from packer.artifact.hints import encode_hints
-from packer.artifact.index import encode_index, no_frames
+from packer.artifact.index import Index, encode_index, no_frames
 from packer.artifact.keys import PrivateKey
 from packer.artifact.layout.base import LayoutWriter
 from packer.artifact.layout.open import create_layout
-from packer.artifact.manifest import Entry
+from packer.artifact.manifest import Blob, Entry
 from packer.artifact.map import Kind, encode_map
 from packer.artifact.opened import OpenedPack
+from packer.artifact.rotation import check_carried
 from packer.artifact.signature import sign
 from packer.artifact.zstd import compress
+from packer.guest.privacy import Review, sift
 from packer.pack.against import Against
 from packer.pack.base import Carried, carry_on
 from packer.pack.bundle import write_bundles
 from packer.pack.clean import open_cleaned
+from packer.pack.delta import Gain, write_deltas
 from packer.pack.describe import APT, describe, unlisted_bytes
 from packer.pack.prepare import Prepared, Resolve, prepare
+from packer.pack.published import demand_nothing_private, find_published
 from packer.progress import Progress, Silent
 from packer.sources.base import Wanted
 
@@ -47,20 +52,29 @@ Level 19 takes ten times as long for 1 % of a thin pack: most of that is compres
 class PackOptions:
     """What an author can say about a pack.
 
-    version: of this name, an integer that grows. sources: URIs where missing contents can be had.
-    thin: leave shared contents out. base: the pack whose bundles are carried on. keep_free: keep
-    what the guest's file systems call free.
+    version: of this name, an integer that grows. expires: the last day on which it is good, or "".
+    sources: URIs where missing contents can be had. rotations: statements about replaced keys that
+    travel with it. thin: leave shared contents out. base: the pack whose bundles are carried on.
+    delta: add patches against the base's files. keep_free: keep what the guest's file systems call
+    free. allow, strict: see packer.guest.privacy.sift and demand_nothing_private. review: is told
+    what looks private before anything is packed.
     """
 
     name: str
     version: int = 1
+    expires: str = ""
     sources: Sequence[str] = ()
+    rotations: Sequence[bytes] = ()
     thin: bool = False
     base: OpenedPack | None = None
+    delta: bool = False
     keep_free: bool = False
     clean: str | None = None
     against: Sequence[Against] = ()
     resolve: Resolve | None = None
+    allow: Sequence[str] = ()
+    strict: bool = False
+    review: Callable[[Review], None] | None = None
     backing: Path | None = None
     replace: bool = False
     levels: dict[Class, int] = field(default_factory=lambda: dict(LEVELS))
@@ -74,7 +88,8 @@ class PackReport:
     identity: the digest of the config, "sha256:…". stored_bytes: of the whole layout;
     bundles: {title: bytes}. carried_bytes: of bundles that are the base's. unused_bytes,
     zero_bytes: of the disk. unlisted_bytes: of shared contents that no mirror lists. signers:
-    fingerprints. removed: what was taken out of the guest before packing, a line each.
+    fingerprints. removed: what was taken out of the guest before packing, a line each. privacy:
+    what of the contents looks private. gain: by deltas.
     """
 
     output: Path
@@ -89,6 +104,8 @@ class PackReport:
     signers: tuple[str, ...]
     removed: tuple[str, ...]
     warnings: tuple[str, ...]
+    privacy: Review
+    gain: Gain
 
     @property
     def nobody_named(self) -> bool:
@@ -111,11 +128,15 @@ def pack(
     """Pack a disk image.
 
     Raises UsageError for a name, version or source that cannot be, InUseError when something uses
-    the image or it changes meanwhile, InputError when it cannot be read, Error when the output
-    cannot be written. Nothing appears under the final name before it is complete.
+    the image or it changes meanwhile, InputError when it cannot be read, PolicyError for what
+    looks private if `strict`, Error when the output cannot be written. Nothing appears under the
+    final name before it is complete.
     """
     progress = progress or Silent()
-    configs.check_author(options.name, options.version, (*options.sources, APT))
+    configs.check_author(
+        options.name, options.version, (*options.sources, APT), expires=options.expires
+    )
+    check_carried(options.rotations, [key.public for key in keys])
     with (
         create_layout(output, replace=options.replace) as writer,
         open_cleaned(image, options.clean, backing=options.backing, progress=progress) as (
@@ -133,6 +154,12 @@ def pack(
         )
         contents = prepared.map.contents
         wanted = contents.classes != Class.SHARED if options.thin else contents.classes >= 0
+        published = find_published(prepared, wanted, keep_free=options.keep_free)
+        privacy = sift(published, options.allow)
+        if options.strict:
+            demand_nothing_private(privacy)
+        if options.review:
+            options.review(privacy)
         carried = _carry_on(options.base, writer, prepared, wanted, progress)
         wanted = wanted.copy()
         wanted[carried.index.content] = False
@@ -149,10 +176,17 @@ def pack(
                 progress=advance,
             )
         index = carried.index.joined(index)
+        deltas, gain = _make_deltas(options, writer, prepared, index, wanted, progress)
         disk.check_unchanged()
         map_bytes, hint_bytes = encode_map(prepared.map), encode_hints(prepared.hints)
         config = describe(
-            prepared, options.name, options.version, options.sources, map_bytes, hint_bytes
+            prepared,
+            options.name,
+            options.version,
+            options.sources,
+            map_bytes,
+            hint_bytes,
+            expires=options.expires,
         )
         config_bytes = configs.encode(config)
         config_blob = writer.add(config_bytes)
@@ -162,6 +196,8 @@ def pack(
             hints=writer.add(compress(hint_bytes, TABLE_LEVEL)),
             frame_index=writer.add(compress(encode_index(index), TABLE_LEVEL)),
             signature=writer.add(sign(config_blob.digest, keys)) if keys else None,
+            rotations=[writer.add(data) for data in options.rotations],
+            deltas=deltas,
             bundles={**carried.bundles, **titled},
         )
         writer.finish([Entry(manifest, config.ref_name)])
@@ -178,7 +214,29 @@ def pack(
         tuple(key.public.fingerprint for key in keys),
         removed,
         tuple(config.warnings),
+        privacy,
+        gain,
     )
+
+
+def _make_deltas(
+    options: PackOptions,
+    writer: LayoutWriter,
+    prepared: Prepared,
+    index: Index,
+    new: NDArray[np.bool_],
+    progress: Progress,
+) -> tuple[tuple[Blob, Blob] | None, Gain]:
+    """Write deltas against the base, if that is wanted and there is one that gains anything."""
+    if not options.delta or options.base is None:
+        return None, Gain(0, 0, 0)
+    total = int(prepared.map.contents.size[new].sum())
+    with progress.stage("making deltas", total) as advance, writer.stream() as patches:
+        deltas, gain = write_deltas(patches, options.base, prepared, index, new, advance)
+        if gain.contents == 0:
+            return None, gain
+        table = writer.add(compress(encode_deltas(deltas), TABLE_LEVEL))
+        return (table, patches.finish()), gain
 
 
 def _carry_on(

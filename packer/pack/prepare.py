@@ -32,7 +32,9 @@ Resolve = Callable[[Sequence[Package]], Sequence[Package]]
 class Prepared:
     """A disk that is ready to be packed, with every decision and its reason.
 
-    fragment: int64[n], for each content the fragment of the cut that is read for it.
+    fragment: int64[n], for each content the fragment of the cut that is read for it. unshipped:
+    bool[n], contents of the boot set and those that no package of the guest is known to ship,
+    whoever else may have them.
     """
 
     survey: Survey
@@ -41,6 +43,7 @@ class Prepared:
     map: Map
     hints: Hints
     fragment: NDArray[np.int64]
+    unshipped: NDArray[np.bool_]
     reader: FragmentReader
 
     def read_block(self, row: int, block: int) -> bytes:
@@ -83,6 +86,7 @@ def prepare(
     drawing = draw(surveyed.size, pieces, digests, classes)
     hints = note_hints(surveyed, judgement, pieces, drawing)
     disk_map = drawing.map
+    unshipped = disk_map.contents.classes != Class.SHARED
     for held_by in against:
         contents = disk_map.contents
         rows = np.flatnonzero(contents.classes == Class.PRIVATE)
@@ -90,4 +94,6 @@ def prepare(
         relabelled = contents.classes.copy()
         relabelled[shared] = Class.SHARED
         disk_map = replace(disk_map, contents=replace(contents, classes=relabelled))
-    return Prepared(surveyed, judgement, pieces, disk_map, hints, drawing.fragment, reader)
+    return Prepared(
+        surveyed, judgement, pieces, disk_map, hints, drawing.fragment, unshipped, reader
+    )

@@ -7,7 +7,7 @@ source that lies, changes or breaks costs one piece and is replaced by the next 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -23,17 +23,28 @@ class SourceError(Error):
     """A source cannot be used or broke; the next one is tried."""
 
 
-@dataclass(frozen=True, slots=True)
+LazyHints = Hints | Callable[[], Hints]
+"""Hints, or what loads them: a pack on a web server sends them only if some source looks."""
+
+
 class Wanted:
     """Contents that are looked for: `rows` (int64[k], sorted, distinct) of `contents`."""
 
-    contents: Contents
-    rows: NDArray[np.int64]
-    hints: Hints
+    def __init__(self, contents: Contents, rows: NDArray[np.int64], hints: LazyHints) -> None:
+        self.contents = contents
+        self.rows = rows
+        self._hints = hints
+
+    @property
+    def hints(self) -> Hints:
+        """Return where the contents lay in the guest."""
+        if callable(self._hints):
+            self._hints = self._hints()
+        return self._hints
 
     def only(self, rows: NDArray[np.int64]) -> Wanted:
         """Return the same question for fewer rows."""
-        return Wanted(self.contents, rows, self.hints)
+        return Wanted(self.contents, rows, self._hints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,16 @@ def free_offers(rows: NDArray[np.int64]) -> Offers:
     """Return the offers of a local source: nothing travels."""
     none = np.zeros(len(rows), dtype=np.int64)
     return Offers(rows, none, none - 1, np.empty(0, dtype=np.int64))
+
+
+def sent_offers(rows: NDArray[np.int64], size: NDArray[np.int64]) -> Offers:
+    """Return the offers of a source that sends each content as it is.
+
+    size: of every content of the pack, bytes.
+    """
+    return Offers(
+        rows, size[rows], np.full(len(rows), -1, dtype=np.int64), np.empty(0, dtype=np.int64)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +132,20 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Give back what is open."""
+
+
+@runtime_checkable
+class Neighbouring(Protocol):
+    """A source that may lie on the local network."""
+
+    @property
+    def near(self) -> bool:
+        """Whether it does: asked after everything on this host, before any server far away."""
+
+
+def is_near(source: Source) -> bool:
+    """Return whether a source lies on the local network."""
+    return isinstance(source, Neighbouring) and source.near
 
 
 @runtime_checkable

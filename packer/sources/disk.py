@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.errors import FormatError
 from formats.filesystem.model import DATA
-from formats.source import Runs
 from packer.artifact.contents import BLOCK_BYTES, DIGEST_BYTES, Contents
 from packer.errors import Error
-from packer.sources.base import Bytes, FileRange, Offers, Piece, SourceError, Wanted, free_offers
+from packer.sources.base import Offers, Piece, SourceError, Wanted, free_offers
 from packer.sources.directory import whole_files
+from packer.sources.disk_runs import DiskRuns
 from packer.sources.memory import find_rows
 from packer.survey.disk import NBD_SCHEMES, Disk, open_disk
 from packer.survey.model import Survey
@@ -38,12 +37,11 @@ _FOLDERS_OF_A_MOUNT = 2
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """The disk, who owns its bytes, and a descriptor whose bytes are the disk's (-1: none)."""
+    """The disk, who owns its bytes, and what hands them out."""
 
     disk: Disk
     survey: Survey
-    fd: int
-    fd_bytes: int
+    reader: DiskRuns
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +97,13 @@ class DiskSource:
         places = np.flatnonzero(np.isin(found.row, rows)).tolist()
         runs = {place: self._runs(opened, contents, found, place) for place in places}
         for place in sorted(places, key=lambda one: int(runs[one][0, 1])):
-            yield from self._pieces(opened, contents, int(found.row[place]), runs[place])
+            yield from opened.reader.pieces(contents, int(found.row[place]), runs[place])
 
     def close(self) -> None:
         """Close the disk."""
         with self._lock:
             if self._opened is not None:
-                if self._opened.fd >= 0:
-                    os.close(self._opened.fd)
+                self._opened.reader.close()
                 self._opened.disk.close()
             self._opened = None
 
@@ -116,7 +113,7 @@ class DiskSource:
                 try:
                     disk = open_disk(self._path, allow_in_use=True)
                     try:
-                        self._opened = _Opened(disk, survey(disk), *_plain_file(disk))
+                        self._opened = _Opened(disk, survey(disk), DiskRuns(disk, self.uri))
                     except (Error, OSError):
                         disk.close()
                         raise
@@ -132,33 +129,6 @@ class DiskSource:
         size = int(contents.size[found.row[place]])
         return _runs_of(opened.survey, int(found.stream[place]), int(found.start[place]), size)
 
-    def _pieces(
-        self, opened: _Opened, contents: Contents, row: int, runs: NDArray[np.int64]
-    ) -> Iterator[Piece]:
-        size = int(contents.size[row])
-        offset = int(runs[0, 1])
-        if len(runs) == 1 and 0 <= offset <= opened.fd_bytes - size:
-            yield FileRange(row, opened.fd, offset)
-            return
-        source = Runs(opened.disk.source, runs)
-        for block in range(contents.block_count(row)):
-            start, end = contents.block_bounds(row, block)
-            data = self._read(source, start, end)
-            if data is None:
-                return
-            yield Bytes(row, block, data)
-
-    def _read(self, source: Runs, start: int, end: int) -> bytes | None:
-        """Return bytes of a content, or None when the image is damaged there."""
-        try:
-            return source.pread(start, end - start)
-        except FormatError:
-            return None
-        except Error as error:
-            raise SourceError(f"{self.uri}: {error}", hint=error.hint) from error
-        except OSError as error:
-            raise SourceError(f"{self.uri}: {error.strerror or error}") from error
-
     def _search(self, opened: _Opened, wanted: Wanted) -> _Candidates:
         """Return which streams hold wanted contents, by their digests."""
         rows, table = whole_files(wanted), opened.survey
@@ -167,10 +137,10 @@ class DiskSource:
 
         def digest_of(stream: int) -> bytes:
             size = int(table.file_size[stream])
-            source = Runs(opened.disk.source, _runs_of(table, stream, 0, size))
+            runs = _runs_of(table, stream, 0, size)
             hasher = hashlib.sha256()
             for start in range(0, size, BLOCK_BYTES):
-                data = self._read(source, start, min(start + BLOCK_BYTES, size))
+                data = opened.reader.read(runs, start, min(start + BLOCK_BYTES, size))
                 if data is None:
                     return bytes(DIGEST_BYTES)
                 hasher.update(data)
@@ -273,11 +243,3 @@ def _runs_of(table: Survey, stream: int, start: int, size: int) -> NDArray[np.in
     if position < end:
         append(-1, end - position)
     return np.array(runs, dtype=np.int64).reshape(-1, 3)
-
-
-def _plain_file(disk: Disk) -> tuple[int, int]:
-    """Return a descriptor whose bytes are the disk's own and its size, or (-1, -1)."""
-    if disk.container != "raw" or len(disk.files) != 1:
-        return -1, -1
-    fd = os.open(disk.files[0], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    return fd, os.lseek(fd, 0, os.SEEK_END)

@@ -8,8 +8,8 @@ from typing import Self
 
 from packer import host
 from packer.artifact.layout.base import Layout
-from packer.artifact.layout.open import open_layout
-from packer.artifact.opened import OpenedPack
+from packer.artifact.layout.open import is_layout, open_layout
+from packer.artifact.opened import OpenedPack, ref_names
 from packer.errors import Error, UsageError
 from packer.sources.apt import AptSource
 from packer.sources.base import Source, SourceError
@@ -17,16 +17,18 @@ from packer.sources.deb import DebSource
 from packer.sources.directory import DirectorySource, default_sources
 from packer.sources.disk import DiskSource
 from packer.sources.memory import Memory
+from packer.sources.on_demand import OnDemand
 from packer.sources.pack import PackSource
 from packer.sources.store import Store
+from packer.transport.registry_reference import is_reference, parse_reference
 
-NETWORK_SCHEMES = ("https", "http", "apt")
+NETWORK_SCHEMES = ("https", "http", "oci", "apt")
 """What a pack may recommend by itself: nothing that names a path of this host."""
 
 APT_ARCHIVES = Path("/var/cache/apt/archives")
 """Where apt keeps the package files that it has fetched."""
 
-KINDS = "store:, dir:FOLDER, disk:IMAGE, pack:FILE, deb:FOLDER, apt:, https://…"
+KINDS = "store:, dir:FOLDER, disk:IMAGE, pack:FILE, deb:FOLDER, apt:, https://…, oci://…"
 
 
 def open_pack(location: str) -> OpenedPack:
@@ -36,6 +38,28 @@ def open_pack(location: str) -> OpenedPack:
     """
     place, ref_name = split_location(location)
     return OpenedPack(open_layout_at(place), ref_name)
+
+
+def open_packs(location: str) -> list[OpenedPack]:
+    """Return every pack at a path or URL, or the one that is named after "#".
+
+    They share a layout, so that closing one of them closes it for all.
+    """
+    place, ref_name = split_location(location)
+    layout = open_layout_at(place)
+    try:
+        names = [ref_name] if ref_name else ref_names(layout)
+    except Error:
+        layout.close()
+        raise
+    return [OpenedPack(layout, name) for name in names]
+
+
+def is_pack(location: str) -> bool:
+    """Return whether a path or URL looks like a pack, not like a disk image."""
+    place, _ = split_location(location)
+    there = place.partition(":")[0] in NETWORK_SCHEMES or is_reference(place)
+    return there or is_layout(place.removeprefix("pack:"))
 
 
 def split_location(location: str) -> tuple[str, str | None]:
@@ -55,6 +79,10 @@ def open_layout_at(location: str) -> Layout:
         from packer.artifact.layout.web import WebLayout
 
         return WebLayout(location)
+    if is_reference(location):
+        from packer.artifact.layout.registry import RegistryLayout
+
+        return RegistryLayout(location)
     return open_layout(location.removeprefix("pack:"))
 
 
@@ -73,8 +101,9 @@ class SourceOpener:
     def open_all(self, uris: Sequence[str]) -> tuple[list[Source], list[str]]:
         """Return (the sources that the user named, in that order; notes about those left out).
 
-        A server that does not answer is left out: the others may have everything. Raises
-        UsageError for a URI of no known kind, Error for a source on this host that is not there.
+        A server is asked only if something is missing; one that does not answer then is left out.
+        Raises UsageError for a URI of no known kind, Error for a source on this host that is not
+        there.
         """
         sources: list[Source] = []
         notes: list[str] = []
@@ -116,9 +145,15 @@ class SourceOpener:
         """
         kind, colon, rest = uri.partition(":")
         if kind in ("https", "http"):
-            from packer.transport.response import visible
+            from packer.transport.response import is_address, visible
 
-            return self._keep([self._other_pack(visible(uri), uri)])[0]
+            if not is_address(uri):
+                raise UsageError(f"{uri}: expected an address like https://host/directory/")
+            shown = visible(uri)
+            return self._keep([OnDemand(shown, lambda: self._other_pack(shown, uri))])[0]
+        if is_reference(uri):
+            parse_reference(split_location(uri)[0])
+            return self._keep([OnDemand(uri, lambda: self._other_pack(uri, uri))])[0]
         makers: dict[str, Callable[[str], Source]] = {
             "store": lambda folder: Store(Path(folder)) if folder else self._store,
             "apt": lambda _: AptSource(host.packages_dir()),
@@ -147,10 +182,14 @@ class SourceOpener:
         self._opened.extend(sources)
         return list(sources)
 
+    def _is_wanted(self, other: OpenedPack) -> bool:
+        return self._pack is not None and other.config_digest == self._pack.config_digest
+
     def _other_pack(self, uri: str, location: str) -> Source:
-        other = open_pack(location)
+        packs = open_packs(location)
+        other = next((one for one in packs if self._is_wanted(one)), packs[0])
         try:
-            if self._pack is not None and other.config_digest == self._pack.config_digest:
+            if self._pack is not None and self._is_wanted(other):
                 # A copy of the same pack: only its bundles differ, its map need not be read.
                 other.share_map(self._pack)
             return PackSource(uri, other.layout, other.map.contents, other.index)

@@ -72,9 +72,20 @@ class PackSource:
         frames, begins = np.unique(frame[order], return_index=True)
         members = np.split(owner, begins[1:])
         bundle_of_frame = index.bundle[frames]
+        absent: SourceError | None = None
         for bundle in np.unique(bundle_of_frame).tolist():
             places = np.flatnonzero(bundle_of_frame == bundle)
-            yield from self._fetch_bundle(bundle, frames[places], places, members, rows, entry)
+            try:
+                yield from self._fetch_bundle(bundle, frames[places], places, members, rows, entry)
+            except SourceError as error:
+                if self._layout.blob_size(index.bundles[bundle]) is not None:
+                    raise
+                # Its manifest names it, and it is not there; the others may be.
+                absent = absent or error
+                self._held[bundle] = False
+                self._wanted = None
+        if absent is not None:
+            raise absent
 
     def close(self) -> None:
         """Close the layout."""

@@ -89,6 +89,7 @@ def _believe_partition(one: WirePartition, disk_size: int) -> WirePartition:
         _text(one.reader, "reader"),
         _text(one.note, "note", wire.MAX_TEXT_CHARACTERS),
         one.quiet,
+        _text(one.volume_label, "volume label"),
     )
 
 

@@ -16,7 +16,7 @@ import signal
 import stat
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from packer.errors import InUseError
@@ -30,7 +30,9 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence,
 # WRITE_UNCHANGED 2 (changes no byte), RESIZE 3.
 _QEMU_WRITES = (101, 103)
 _QEMU_DENIES_READING = (200,)
+_QEMU_DENIES_WRITING = (201, 203)
 _QEMU_BYTES = (100, 300)
+_QEMU_PERMISSIONS = (100, 100)  # start, length: every permission that anybody holds
 _WHOLE_REST = 0  # as a length: up to the end of the file
 
 _VMWARE_PART = re.compile(r"(-flat|-s\d+|-f\d+|-delta|-sesparse)?\.vmdk$", re.IGNORECASE)
@@ -43,6 +45,32 @@ def refuse_if_in_use(paths: Iterable[Path]) -> None:
         sentences = findings(path)
         if sentences:
             raise InUseError(f"{path} is in use: {clean_text('; '.join(sentences))}", hint=_HINT)
+
+
+def refuse_if_replaced_under_somebody(path: Path) -> None:
+    """Raise InUseError when a file must not be replaced by another: used, or only read, by QEMU.
+
+    Who reads it as the backing file of an overlay would find another disk below the next time.
+    """
+    refuse_if_in_use([path])
+    with _opened(path) as fd:
+        if _holder(fd, fcntl.F_WRLCK, *_QEMU_PERMISSIONS) is not None:
+            who = clean_text(_who(os.fstat(fd), "a QEMU process"))
+            raise InUseError(f"{path} is in use: {who} reads it", hint=_HINT)
+
+
+@contextmanager
+def kept_from_qemu(path: Path) -> Iterator[None]:
+    """Let no QEMU begin to write to a file meanwhile; others are not kept from it.
+
+    Where the file system has no locks nothing is kept from anybody.
+    """
+    with _opened(path) as fd:
+        for byte in _QEMU_DENIES_WRITING:
+            with suppress(OSError):
+                lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0)
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+        yield
 
 
 def findings(path: Path) -> list[str]:

@@ -76,6 +76,30 @@ MAGICS = (
     Magic(32 * _KIB + 1, b"CD001", "ISO 9660"),  # iso9660.c
 )
 
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Where a file system of some magic keeps the name that people gave it, in bytes."""
+
+    magic_offset: int
+    magic: bytes
+    offset: int
+    length: int
+
+
+LABELS = (
+    Label(1 * _KIB + 0x38, b"\x53\xef", 1 * _KIB + 0x78, 16),  # ext.c
+    Label(0x36, b"FAT", 0x2B, 11),  # vfat.c, FAT12 and FAT16
+    Label(0x52, b"FAT32", 0x47, 11),  # vfat.c
+    Label(0, b"XFSB", 0x6C, 12),  # xfs.c
+    Label(64 * _KIB + 0x40, b"_BHRfS_M", 64 * _KIB + 0x12B, 256),  # btrfs.c
+    Label(32 * _KIB + 1, b"CD001", 32 * _KIB + 40, 32),  # iso9660.c
+    Label(4 * _KIB - 10, b"SWAPSPACE2", 1 * _KIB + 0x1C, 16),  # swap.c
+    Label(0, b"LUKS\xba\xbe\0\2", 0x18, 48),  # luks.c, version 2
+)
+
+_NO_LABEL = "NO NAME"  # what FAT has instead of nothing; Microsoft "FAT: General Overview" 1.03
+
 _ZFS_RING = 128 * _KIB  # zfs.c: uberblocks of label 0, one per KiB at least
 _ZFS_MAGIC = (0x00BAB10C).to_bytes(8, "little")
 _ZFS_SLOTS = 128
@@ -110,6 +134,20 @@ def recognise(source: Source, partition_type: str) -> Guess | None:
         name = QUIET_TYPES[partition_type]
         return Guess(name, f"{name}: carried as it is", quiet=True, claims=False)
     return None
+
+
+def label_of(source: Source) -> str:
+    """Return the label in a volume's superblock, for people; "" where none is known.
+
+    Raises FormatError when it cannot be read.
+    """
+    start = source.pread(0, min(source.size, _PREFIX_BYTES))
+    for one in LABELS:
+        if start[one.magic_offset :].startswith(one.magic):
+            text = start[one.offset : one.offset + one.length].partition(b"\0")[0]
+            label = text.decode("utf-8", "replace").strip()
+            return "" if label == _NO_LABEL else label
+    return ""
 
 
 def _has(source: Source, start: bytes, one: Magic) -> bool:

@@ -39,7 +39,7 @@ def survey(disk: Disk, *, limits: Limits | None = None) -> Survey:
     limits = limits or Limits()
     allowed = WALL_FACTOR * limits.wall_seconds
     deadline = time.monotonic() + allowed
-    table = _read_table(disk, limits)
+    table = read_partitions(disk, limits=limits)
     gathered = _Gathered()
     for row, partition in enumerate(table.partitions):
         if partition.reader and time.monotonic() > deadline:
@@ -53,7 +53,12 @@ def survey(disk: Disk, *, limits: Limits | None = None) -> Survey:
     return gathered.survey(disk, table)
 
 
-def _read_table(disk: Disk, limits: Limits) -> wire.TableReply:
+def read_partitions(disk: Disk, *, limits: Limits | None = None) -> wire.TableReply:
+    """Return the disk's partitions and what each seems to be; a disk without a table is one.
+
+    Raises InputError when the table cannot be read.
+    """
+    limits = limits or Limits()
     request = wire.ReadTable(disk.opening)
     reply = disk.ask("partition table", _name(disk), request, wire.TableReply, limits)
     if isinstance(reply, wire.Failure):

@@ -129,7 +129,7 @@ class WirePartition(msgspec.Struct, frozen=True, array_like=True):
     """A partition, and what its first bytes look like.
 
     reader: who can read it, "" for nobody; note: what it seems to be, for people; quiet: whether
-    the note is nothing to warn of.
+    the note is nothing to warn of. volume_label: what the superblock says, for people.
     """
 
     number: int
@@ -141,6 +141,7 @@ class WirePartition(msgspec.Struct, frozen=True, array_like=True):
     reader: str
     note: str
     quiet: bool
+    volume_label: str = ""
 
 
 class TableReply(msgspec.Struct, frozen=True, array_like=True, tag="table"):

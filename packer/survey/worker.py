@@ -25,7 +25,7 @@ from packer.errors import InputError
 from packer.survey import wire
 from packer.survey.child import EXIT_OUT_OF_MEMORY
 from packer.survey.limits import limit_this_process, parent_is_gone
-from packer.survey.recognise import recognise
+from packer.survey.recognise import label_of, recognise
 from packer.survey.references import referenced_files
 from packer.transport.nbd import NbdError
 
@@ -129,6 +129,7 @@ def _look_at(source: Source, partition: Partition, table: PartitionTable) -> wir
         reader,
         note,
         quiet,
+        _printable(label_of(window)),
     )
 
 

@@ -1,21 +1,31 @@
 """A client for files that do not change, over HTTP: ranges, several connections, resumption.
 
 Bodies are bounded by what was asked for; a cut connection is taken up again at the byte that was
-reached. Nothing is verified here: who asked compares digests.
+reached. Several ranges travel in one request where the server understands that (RFC 9110, 14.2);
+where it does not, each costs one. Nothing is verified here: who asked compares digests.
 """
 
 from __future__ import annotations
 
-import queue
-import random
 import threading
-import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Self
 
-from packer.transport.ranges import Asked, bounds, cut_ranges, join_ranges
+from packer.transport.calls import Attempts, Call, in_parallel
+from packer.transport.multipart import MultipartError, Part, read_parts
+from packer.transport.ranges import (
+    GAP_BYTES,
+    MOST_RANGES,
+    PART_BYTES,
+    Asked,
+    batches,
+    bounds,
+    cut_ranges,
+    gap_of,
+    join_ranges,
+)
 from packer.transport.response import (
     Body,
     ForbiddenError,
@@ -24,6 +34,7 @@ from packer.transport.response import (
     Transient,
     TransportError,
     open_body,
+    open_several,
     origin,
     visible,
 )
@@ -35,69 +46,11 @@ PROGRESS_BYTES = 1 << 16
 """A connection that brought this much before it broke starts a new count of attempts."""
 
 BACK_OFF_SECONDS = 0.5
-MAX_WAIT_SECONDS = 60.0
-"""The longest wait between attempts, whatever Retry-After says."""
-
 TIMEOUT_SECONDS = (10.0, 30.0)
 """To connect; between two arrivals of data."""
 
-END_SECONDS = 1.0
-"""How long the end of a call waits for its threads, whose connections it has cut."""
-
-
-class _Call:
-    """One request of a caller: what it has open, and whether it was called off."""
-
-    def __init__(self) -> None:
-        self.stopped = threading.Event()
-        self._lock = threading.Lock()
-        self._bodies: set[Body] = set()
-
-    def opened(self, body: Body) -> None:
-        with self._lock:
-            self._bodies.add(body)
-
-    def closed(self, body: Body) -> None:
-        with self._lock:
-            self._bodies.discard(body)
-        body.close()
-
-    def stop(self) -> None:
-        """Wake every thread that waits for this call's data; none starts anew."""
-        self.stopped.set()
-        with self._lock:
-            for body in self._bodies:
-                body.interrupt()
-
-
-@dataclass(slots=True)
-class _Attempts:
-    """How often the same bytes were asked for in vain; `failed` waits or gives up."""
-
-    url: str
-    call: _Call
-    back_off_seconds: float
-    limit: int
-    count: int = 0
-
-    def failed(self, error: Transient) -> None:
-        self.count += 1
-        if self.count >= self.limit:
-            raise TransportError(
-                f"{visible(self.url)}: {error} ({self.count} attempts)",
-                hint="try again later; what has arrived is kept",
-            ) from error
-        wait = self.back_off_seconds * 2 ** (self.count - 1) * random.uniform(0.5, 1.5)
-        wait = min(max(wait, error.after_seconds or 0.0), MAX_WAIT_SECONDS)
-        if self.call.stopped.wait(wait):
-            raise TransportError(f"{visible(self.url)}: stopped") from error
-
-
-PIECES_AHEAD = 2
-"""How many pieces a connection may be ahead of who takes them."""
-
-Found = tuple[int, bytes] | None
-"""(row, bytes), or None at the end of a group."""
+Found = tuple[int, bytes]
+"""(row of what was asked for, its bytes)."""
 
 
 class Client:
@@ -114,16 +67,18 @@ class Client:
         attempts: int = ATTEMPTS,
         back_off_seconds: float = BACK_OFF_SECONDS,
         timeout_seconds: tuple[float, float] = TIMEOUT_SECONDS,
+        session: OneHostSession | None = None,
     ) -> None:
         self.connections = max(1, connections)
         self.attempts = attempts
         self.back_off_seconds = back_off_seconds
         self.timeout_seconds = timeout_seconds
-        self._session = OneHostSession(self.connections)
+        self._session = session or OneHostSession(self.connections)
         self._lock = threading.Lock()
-        self._calls: set[_Call] = set()
+        self._calls: set[Call] = set()
         self._received_bytes = 0
         self._honours_ranges: set[str] = set()
+        self._ranges_at_once: dict[str, int] = {}
         self._ignores_ranges: set[str] = set()
 
     @property
@@ -170,7 +125,7 @@ class Client:
     ) -> Generator[tuple[int, bytes], None, None]:
         """Yield (row, bytes) for each (offset, length), in any order.
 
-        Neighbours travel together, groups over several connections. From a server that ignores
+        Many travel in one request, requests over several connections. From a server that ignores
         ranges the file is read once, front to back, for all of them.
         Raises NotFoundError, TransportError; what was yielded before stands.
         """
@@ -180,19 +135,11 @@ class Client:
         asked = sorted((o, o + length, row) for row, (o, length) in enumerate(ranges) if length)
         if not asked:
             return
-        groups = join_ranges(asked)
         with self._call() as call:
             if url in self._ignores_ranges:
                 yield from self._one_pass(url, asked, None, call)
-            elif len(groups) > 1 and origin(url) in self._honours_ranges:
-                yield from self._parallel(url, groups, None, call)
             else:
-                # The first answer decides how the rest is asked for; its body is used either way.
-                body = self._open(url, *bounds(groups[0]), call)
-                if len(groups) > 1 and body.partial:
-                    yield from self._parallel(url, groups, body, call)
-                else:
-                    yield from self._one_pass(url, asked, body, call)
+                yield from self._in_batches(url, asked, call)
 
     def close(self) -> None:
         """Call off what other threads still do, give the connections back."""
@@ -209,8 +156,8 @@ class Client:
         self.close()
 
     @contextmanager
-    def _call(self) -> Iterator[_Call]:
-        call = _Call()
+    def _call(self) -> Iterator[Call]:
+        call = Call()
         with self._lock:
             self._calls.add(call)
         try:
@@ -220,14 +167,14 @@ class Client:
             with self._lock:
                 self._calls.discard(call)
 
-    def _attempts(self, url: str, call: _Call) -> _Attempts:
-        return _Attempts(url, call, self.back_off_seconds, self.attempts)
+    def _attempts(self, url: str, call: Call) -> Attempts:
+        return Attempts(url, call, self.back_off_seconds, self.attempts)
 
     def _count(self, received: int) -> None:
         with self._lock:
             self._received_bytes += received
 
-    def _open(self, url: str, start: int, end: int | None, call: _Call) -> Body:
+    def _open(self, url: str, start: int, end: int | None, call: Call) -> Body:
         """Return an answer with right headers, after as many attempts as it takes."""
         attempts = self._attempts(url, call)
         while True:
@@ -236,7 +183,7 @@ class Client:
             except Transient as error:
                 attempts.failed(error)
 
-    def _open_once(self, url: str, start: int, end: int | None, call: _Call) -> Body:
+    def _open_once(self, url: str, start: int, end: int | None, call: Call) -> Body:
         if call.stopped.is_set():
             raise TransportError(f"{visible(url)}: stopped")
         body = open_body(self._session, url, start, end, self.timeout_seconds)
@@ -249,7 +196,7 @@ class Client:
         return body
 
     def _stream(
-        self, url: str, start: int, end: int | None, call: _Call, body: Body | None = None
+        self, url: str, start: int, end: int | None, call: Call, body: Body | None = None
     ) -> Generator[bytes, None, None]:
         """Yield the bytes [start, end) of a file, over as many connections as it takes.
 
@@ -301,79 +248,132 @@ class Client:
         body.check_finished()
 
     def _one_pass(
-        self, url: str, asked: Sequence[Asked], body: Body | None, call: _Call
-    ) -> Iterator[tuple[int, bytes]]:
+        self, url: str, asked: Sequence[Asked], body: Body | None, call: Call
+    ) -> Iterator[Found]:
         start, end = bounds(asked)
         with closing(self._stream(url, start, end, call, body)) as chunks:
             yield from cut_ranges(chunks, start, asked)
 
-    def _parallel(
-        self, url: str, groups: Sequence[Sequence[Asked]], body: Body | None, call: _Call
-    ) -> Iterator[tuple[int, bytes]]:
-        """Fetch groups in threads; `body` is the answer already open for the first one."""
-        todo: queue.SimpleQueue[tuple[Sequence[Asked], Body | None]] = queue.SimpleQueue()
-        for number, group in enumerate(groups):
-            todo.put((group, body if number == 0 else None))
-        # Bounded, so that a slow taker holds the threads back instead of filling memory.
-        done: queue.Queue[Found | TransportError] = queue.Queue(PIECES_AHEAD * self.connections)
+    def _in_batches(self, url: str, asked: Sequence[Asked], call: Call) -> Iterator[Found]:
+        """Fetch what is asked for with as many requests as it is worth, over all connections."""
+        jobs: list[tuple[Sequence[Asked], Body | None]] = []
+        if origin(url) not in self._honours_ranges:
+            # The first answer decides how the rest is asked for; its body is used either way.
+            first = batches(asked, 1, self.connections)[0]
+            body = self._open(url, *bounds(first), call)
+            if not body.partial:
+                yield from self._one_pass(url, asked, body, call)
+                return
+            jobs.append((first, body))
+            asked = asked[len(first) :]
+        rest = batches(asked, self._most_ranges(url), self.connections)
+        jobs.extend((batch, None) for batch in rest)
 
-        def work() -> None:
-            while not call.stopped.is_set():
-                try:
-                    group, opened = todo.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    # Piece by piece: who is killed keeps all that has come to its end.
-                    for piece in self._one_pass(url, group, opened, call):
-                        _put(done, piece, call)
-                    _put(done, None, call)
-                except TransportError as error:
-                    _put(done, error, call)
-                    return
+        def work(job: tuple[Sequence[Asked], Body | None]) -> Iterator[Found]:
+            return self._batch(url, *job, call)
 
-        count = min(self.connections, len(groups))
-        # Daemons: a thread that waits for a dead server must not hold up the end of the program.
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
+        if len(jobs) == 1:
+            yield from work(jobs[0])
+        else:
+            yield from in_parallel(jobs, work, call, self.connections, url)
+
+    def _batch(
+        self, url: str, asked: Sequence[Asked], body: Body | None, call: Call
+    ) -> Iterator[Found]:
+        """Fetch what is meant to travel in one request; `body`: the answer, if it is open already.
+
+        What an answer does not bring is asked for again, in fewer ranges at once.
+        """
+        if body is not None:
+            yield from self._one_pass(url, asked, body, call)
+            return
+        attempts = self._attempts(url, call)
+        todo = deque([asked])
+        while todo:
+            now, *later = batches(todo.popleft(), self._most_ranges(url), 1)
+            todo.extendleft(reversed(later))
+            if len(join_ranges(now, gap_of(self._most_ranges(url)))) == 1:
+                yield from self._one_pass(url, now, None, call)
+                continue
+            came: set[int] = set()
+            try:
+                for row, data in self._several(url, now, call):
+                    if row not in came:
+                        came.add(row)
+                        yield row, data
+            except Transient as error:
+                if came:
+                    attempts.count = 0
+                attempts.failed(error)
+            missing = [one for one in now if one[2] not in came]
+            if missing and not came:
+                # A connection that never lives long enough for a whole range gets on byte by byte.
+                first = batches(missing, 1, 1)[0]
+                yield from self._one_pass(url, first, None, call)
+                missing = missing[len(first) :]
+            if missing:
+                todo.appendleft(missing)
+
+    def _several(self, url: str, asked: Sequence[Asked], call: Call) -> Iterator[Found]:
+        """Yield what one request for several ranges brings, which may be less, or something twice.
+
+        Raises Transient when the connection breaks.
+        """
+        spans = join_ranges(asked, PART_BYTES)
+        answer = self._open_several(url, spans, call)
+        if answer is None:
+            self._lower_ranges(url, 1)
+            return
+        # Servers may join ranges, send fewer, or in another order (RFC 9110, 15.3.7.2).
+        allowed = sum(end - start for start, end in spans) + GAP_BYTES * len(spans)
+        parts = missing = 0
         try:
-            ended = 0
-            while ended < len(groups):
-                found = _take(done, threads, url)
-                if isinstance(found, TransportError):
-                    raise found
-                if found is None:
-                    ended += 1
-                else:
-                    yield found
+            for part in self._parts(answer, len(spans)):
+                allowed -= part.end - part.start
+                if allowed < 0:
+                    raise MultipartError("much more than was asked for")
+                inside = [one for one in asked if part.start <= one[0] and one[1] <= part.end]
+                yield from cut_ranges(part.chunks, part.start, inside)
+                parts, missing = parts + 1, missing + len(inside)
+        except MultipartError:
+            self._lower_ranges(url, 1)
+        else:
+            if missing < len(asked):
+                self._lower_ranges(url, min(parts, len(spans) - 1))
         finally:
-            call.stop()
-            deadline = time.monotonic() + END_SECONDS
-            for thread in threads:
-                thread.join(timeout=max(0.0, deadline - time.monotonic()))
+            call.closed(answer)
 
+    def _parts(self, answer: Body, most_parts: int) -> Iterator[Part]:
+        """Yield the parts of an answer to a request for several ranges; all of it is counted."""
+        if not answer.boundary:
+            assert answer.end is not None  # the headers have named it
+            chunks = self._wanted(answer, answer.start, answer.end)
+            yield Part(answer.start, answer.end, answer.total, chunks)
+            return
+        yield from read_parts(self._counted(answer), answer.boundary, most_parts)
 
-def _put(
-    done: queue.Queue[Found | TransportError], found: Found | TransportError, call: _Call
-) -> None:
-    while not call.stopped.is_set():
-        try:
-            done.put(found, timeout=0.2)
-        except queue.Full:
-            continue
-        return
+    def _counted(self, body: Body) -> Iterator[bytes]:
+        for chunk in body.chunks():
+            self._count(len(chunk))
+            yield chunk
 
+    def _open_several(self, url: str, spans: Sequence[tuple[int, int]], call: Call) -> Body | None:
+        """Ask for several ranges at once; None when the server does not do that."""
+        if call.stopped.is_set():
+            raise TransportError(f"{visible(url)}: stopped")
+        body = open_several(self._session, url, spans, self.timeout_seconds)
+        if body is not None:
+            call.opened(body)
+        return body
 
-def _take(
-    done: queue.Queue[Found | TransportError], threads: Sequence[threading.Thread], url: str
-) -> Found | TransportError:
-    while True:
-        try:
-            return done.get(timeout=1.0)
-        except queue.Empty:
-            if not any(thread.is_alive() for thread in threads) and done.empty():
-                raise TransportError(f"{visible(url)}: stopped") from None
+    def _most_ranges(self, url: str) -> int:
+        return self._ranges_at_once.get(origin(url), MOST_RANGES)
+
+    def _lower_ranges(self, url: str, count: int) -> None:
+        """Note that this server answers no more than so many ranges at once."""
+        with self._lock:
+            known = self._ranges_at_once.get(origin(url), MOST_RANGES)
+            self._ranges_at_once[origin(url)] = min(known, max(1, count))
 
 
 def _check_reaches(body: Body, end: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -22,6 +22,7 @@ import urllib3.exceptions
 from packer.errors import Error
 from packer.text import printable
 from packer.transport import deadline
+from packer.transport.multipart import boundary_of
 
 CHUNK_BYTES = 1 << 18
 MAX_REDIRECTS = 5
@@ -37,6 +38,12 @@ SLOW_WINDOW_SECONDS = 60.0
 SLOW_WINDOW_BYTES = 1 << 14
 """Less than this within the window counts as a stall: the read timeout alone lets one byte every
 few seconds go on for ever."""
+
+_ONE = frozenset({200, 206, 416})
+"""Statuses that answer a request for one range, or for all."""
+
+_SEVERAL = _ONE | {400, 413, 414, 431, 501}
+"""The same for several ranges, which not every server understands."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 _UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})", re.ASCII)
@@ -67,7 +74,9 @@ class Body:
     """An answer whose headers are right: its body holds the file's bytes from `start`.
 
     end: where the body ends in the file, None when the server does not say; total: size of the
-    file or None; partial: whether the server honoured the range; etag: "" without.
+    file or None; partial: whether the server honoured the range; etag: "" without; boundary: what
+    separates the parts of a body that holds several ranges, b"" for one: then only the parts say
+    where they begin and end.
     """
 
     url: str
@@ -77,6 +86,7 @@ class Body:
     total: int | None
     partial: bool
     etag: str
+    boundary: bytes = b""
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body in pieces as they arrive; a cut or a stall raises Transient."""
@@ -155,6 +165,15 @@ def visible(url: str) -> str:
     return printable(urlunsplit((parts.scheme, host, parts.path, "", "")))
 
 
+def is_address(url: str) -> bool:
+    """Return whether this is a URL of a web server."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
 def origin(url: str) -> str:
     """Return scheme, host and port of a URL."""
     parts = urlsplit(url)
@@ -166,35 +185,46 @@ def send(
     url: str,
     headers: dict[str, str],
     timeout_seconds: tuple[float, float],
+    *,
+    accepted: frozenset[int] = _ONE,
 ) -> requests.Response:
-    """Return the answer after redirects; its body is unread.
+    """Return the answer after redirects, of an accepted status; its body is unread.
 
     Raises Transient for what may pass, TransportError for what will not, NotFoundError for 404.
     """
     target = url
     for _ in range(MAX_REDIRECTS + 1):
-        response = _send_once(session, target, headers, timeout_seconds)
+        response = send_once(session, target, headers, timeout_seconds)
         try:
             location = session.get_redirect_target(response)
             if location is None:
-                return _checked_status(response, url)
+                return _checked_status(response, url, accepted)
             response.close()
-            target = _redirected(target, location)
+            target = redirected(target, location)
         except ValueError as error:  # of the redirect's address, whose bytes may be anything
             response.close()
             raise TransportError(f"{visible(url)}: a redirect to nowhere: {error}") from error
     raise TransportError(f"{visible(url)}: more than {MAX_REDIRECTS} redirects")
 
 
-def _send_once(
+def send_once(
     session: requests.Session,
     url: str,
     headers: dict[str, str],
     timeout_seconds: tuple[float, float],
+    method: str = "GET",
+    data: Any = None,
 ) -> requests.Response:
+    """Return the answer to one request, a redirect like any other; its body is unread.
+
+    data: what the request carries. Raises Transient for what may pass, TransportError for what
+    will not.
+    """
     try:
-        return session.get(
+        return session.request(
+            method,
             url,
+            data=data,
             headers=headers,
             timeout=timeout_seconds,
             stream=True,
@@ -219,7 +249,7 @@ def _cause(error: BaseException) -> str:
     return str(seen) or type(seen).__name__
 
 
-def _redirected(url: str, location: str) -> str:
+def redirected(url: str, location: str) -> str:
     """Return the next URL; a user name and password go along only to the same origin."""
     if len(location) > MAX_URL_CHARACTERS:
         raise TransportError(
@@ -237,9 +267,11 @@ def _redirected(url: str, location: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{user}@{host}" if user else host, fragment=""))
 
 
-def _checked_status(response: requests.Response, url: str) -> requests.Response:
+def _checked_status(
+    response: requests.Response, url: str, accepted: frozenset[int]
+) -> requests.Response:
     status = response.status_code
-    if status in (200, 206, 416):
+    if status in accepted:
         return response
     response.close()
     reason = f"{status} {printable(response.reason or '')[:MAX_REASON_CHARACTERS]}".rstrip()
@@ -249,11 +281,11 @@ def _checked_status(response: requests.Response, url: str) -> requests.Response:
     if status in (401, 403, 407):
         raise ForbiddenError(shown, hint="~/.netrc may hold the user name and password of a host")
     if status in (408, 425, 429) or status >= 500:
-        raise Transient(reason, _retry_after(response))
+        raise Transient(reason, retry_after(response))
     raise TransportError(shown)
 
 
-def _retry_after(response: requests.Response) -> float | None:
+def retry_after(response: requests.Response) -> float | None:
     """Return the seconds a server asks us to wait (RFC 9110, 10.2.3), or None."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit() and len(value) < 10:
@@ -287,12 +319,46 @@ def open_body(
         raise
 
 
-def _checked_body(response: requests.Response, url: str, start: int, end: int | None) -> Body:
+def open_several(
+    session: requests.Session,
+    url: str,
+    spans: Sequence[tuple[int, int]],
+    timeout_seconds: tuple[float, float],
+) -> Body | None:
+    """Ask for several ranges [start, end) of a file at once.
+
+    Returns None when the server does not do that: it sends the whole file, or says that it cannot.
+    It may also send one of them, or one that spans them.
+    """
+    wanted = ",".join(f"{start}-{end - 1}" for start, end in spans)
+    headers = {"Range": f"bytes={wanted}"}
+    response = send(session, url, headers, timeout_seconds, accepted=_SEVERAL)
+    try:
+        if response.status_code != 206:
+            response.close()
+            return None
+        boundary = boundary_of(response.headers.get("Content-Type", ""))
+        if boundary:
+            _check_identity(response, url)
+            etag = response.headers.get("ETag", "")[:256]
+            return Body(url, response, 0, None, None, True, etag, boundary)
+        first, last, _ = _content_range(response, url)
+        return _checked_body(response, url, first, last + 1)
+    except BaseException:
+        response.close()
+        raise
+
+
+def _check_identity(response: requests.Response, url: str) -> None:
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise TransportError(
             f"{visible(url)}: the server compresses although it was asked not to",
             hint="switch compression off for this directory",
         )
+
+
+def _checked_body(response: requests.Response, url: str, start: int, end: int | None) -> Body:
+    _check_identity(response, url)
     length = _content_length(response, url)
     etag = response.headers.get("ETag", "")[:256]
     if response.status_code == 416:

@@ -17,26 +17,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.ranges import intersect, union
+from formats.ranges import intersect, total, union
 from packer.artifact.contents import BLOCK_BYTES
 from packer.artifact.map import Kind, Map
 from packer.clone import CLONE_UNIT_BYTES
-from packer.progress import Advance
+from packer.progress import Advance, Progress
 from packer.sources.base import Bytes, FileRange, Piece, Source, SourceError
 from packer.sources.store import Store
-from packer.unpack.output import Output
+from packer.unpack.output import Target
 from packer.unpack.places import Places
 from packer.unpack.settled import is_still, settled_stamp
 
 Rows = NDArray[np.int64]
 CHUNK_BYTES = 16 << 20
 CHUNK_ROWS = 512
+CLEAR_BYTES = 64 << 20
+"""How much is cleared between two steps of the bar."""
 
 
 class Assembler:
     """Puts contents into an output; knows which pieces are proven to be there."""
 
-    def __init__(self, disk_map: Map, output: Output, jobs: int) -> None:
+    def __init__(self, disk_map: Map, output: Target, jobs: int) -> None:
         self.map = disk_map
         self.output = output
         self.places = Places(disk_map)
@@ -56,19 +58,26 @@ class Assembler:
         whole = np.logical_and.reduceat(proven, self._first_piece[:-1])
         return np.flatnonzero(~whole)
 
-    def take_up(self, advance: Advance) -> int:
-        """Prove by re-hashing what an interrupted run has left in the output; clear the rest.
+    def clear_rest(self, progress: Progress) -> None:
+        """Make ranges that hold no content read as zeros, whatever the output has there."""
+        bounds = np.stack([self.map.start, self.map.end], axis=1)
+        empty = union(bounds[self.map.kind != Kind.CONTENT])
+        filled = intersect(self.output.data_ranges(), empty)
+        with progress.stage("clearing", total(filled)) as advance:
+            for low, high in filled.tolist():
+                for start in range(low, high, CLEAR_BYTES):
+                    end = min(start + CLEAR_BYTES, high)
+                    self.output.clear(start, end)
+                    advance(end - start)
 
-        Ranges that hold no content must read as zeros, whatever an earlier run put there.
+    def take_up(self, advance: Advance) -> int:
+        """Prove by re-hashing what an interrupted run has left in the output.
+
         Returns the bytes of contents that were proven.
         """
         holding = self.output.data_ranges()
         if len(holding) == 0:
             return 0
-        bounds = np.stack([self.map.start, self.map.end], axis=1)
-        empty = union(bounds[self.map.kind != Kind.CONTENT])
-        for low, high in intersect(holding, empty).tolist():
-            self.output.clear(low, high)
         first = self.places.first_offset
         at = np.minimum(np.searchsorted(holding[:, 1], first, side="right"), len(holding) - 1)
         present = (holding[at, 0] <= first) & (first < holding[at, 1])
@@ -105,8 +114,8 @@ class Assembler:
         contents, size = self.map.contents, self.places.sizes[row]
         digest = bytes(contents.digest[row])
         targets = list(self.places.targets(row, 0, size))
-        if targets[0][2] == size:
-            store.put_clone(self.output.fd, targets[0][0], size, digest)
+        if targets[0][2] == size and self.output.shared_fd is not None:
+            store.put_clone(self.output.shared_fd, targets[0][0], size, digest)
         else:
             store.put(digest, size, self._read(row))
 

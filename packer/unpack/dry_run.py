@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from packer.artifact.opened import OpenedPack
 from packer.sources.against import prove
 from packer.sources.base import Offers, Provable, Source, SourceError, Wanted
-from packer.unpack.gather import is_worth_a_search
+from packer.unpack.gather import is_dear, is_worth_a_search, tiers
 from packer.unpack.plan import Plan, choose
 from packer.unpack.unpack import carrier_of, path_of
 
@@ -21,46 +21,49 @@ Rows = NDArray[np.int64]
 @dataclass(frozen=True, slots=True)
 class DryRun:
     """steps: (uri, contents, bytes of them, bytes to fetch) by source. missing: (content, bytes,
-    guest path) of what nobody offers.
+    guest path) of what nobody offers; missing_rows: int64[k], the same as rows of the contents.
+    complaints: of sources that could not be asked.
     """
 
     disk_bytes: int
     steps: tuple[tuple[str, int, int, int], ...]
     missing: tuple[tuple[str, int, str], ...]
+    missing_rows: Rows = field(compare=False)
+    complaints: tuple[str, ...] = ()
 
 
-def dry_run(pack: OpenedPack, sources: Sequence[Source]) -> DryRun:
+def dry_run(pack: OpenedPack, sources: Sequence[Source], *, wanted: Rows | None = None) -> DryRun:
     """Return what an unpack with these sources would do.
 
     What is here is read and hashed: an offer is not a promise. What would be fetched is not.
+    wanted: int64[k], sorted: look for these contents alone.
     """
-    return _DryRun(pack, sources).run()
+    return _DryRun(pack, sources, wanted).run()
 
 
 class _DryRun:
-    def __init__(self, pack: OpenedPack, sources: Sequence[Source]) -> None:
+    def __init__(self, pack: OpenedPack, sources: Sequence[Source], wanted: Rows | None) -> None:
         self._pack = pack
         self._contents = pack.map.contents
-        self._hints = pack.hints
-        self._missing: Rows = np.arange(len(self._contents), dtype=np.int64)
+        everything = np.arange(len(self._contents), dtype=np.int64)
+        self._missing: Rows = everything if wanted is None else wanted
         self._steps: dict[str, tuple[int, int, int]] = {}
+        self._complaints: list[str] = []
         carrier = carrier_of(pack)
-        self._named_local = [source for source in sources if source.local]
+        self._searched = False
+        self._named_local, self._near, self._far = tiers(sources)
         self._local = [*self._named_local, *([carrier] if carrier.local else [])]
-        self._remote = [one for one in (carrier, *sources) if not one.local]
+        if not carrier.local:
+            self._far.insert(0, carrier)
 
     def run(self) -> DryRun:
         for source in self._local:
             self._take(source, deep=False)
-        plan = self._plan()
-        if is_worth_a_search(plan):
-            for source in self._named_local:
-                self._take(source, deep=True)
-            plan = self._plan()
-        if len(plan.missing):
-            plan = self._plan(deep=True)
-        for source, rows, cost in zip(self._remote, plan.chosen, plan.cost_bytes, strict=True):
-            self._add(source, rows, cost)
+        self._count_on(self._near, worth=is_dear)
+        self._count_on(self._far, worth=is_worth_a_search)
+        self._search()
+        for remote in (self._near, self._far):
+            self._count_on(remote, deep=True)
         return DryRun(
             self._pack.map.size,
             tuple((uri, *step) for uri, step in self._steps.items()),
@@ -68,10 +71,12 @@ class _DryRun:
                 (
                     self._contents.name(row),
                     int(self._contents.size[row]),
-                    path_of(self._hints, row),
+                    path_of(self._pack.hints, row),
                 )
-                for row in plan.missing.tolist()
+                for row in self._missing.tolist()
             ),
+            self._missing,
+            tuple(self._complaints),
         )
 
     def _take(self, source: Source, *, deep: bool) -> None:
@@ -89,8 +94,32 @@ class _DryRun:
         self._add(source, found, 0)
         self._missing = np.setdiff1d(self._missing, found)
 
-    def _plan(self, *, deep: bool = False) -> Plan:
-        offers = [self._ask(source, deep=deep) for source in self._remote]
+    def _search(self) -> None:
+        """Have local trees indexed for what is missing, once."""
+        for source in () if self._searched else self._named_local:
+            self._take(source, deep=True)
+        self._searched = True
+
+    def _count_on(
+        self,
+        sources: Sequence[Source],
+        *,
+        deep: bool = False,
+        worth: Callable[[Plan], bool] | None = None,
+    ) -> None:
+        """Cross off what sources on the network promise; see gather for `worth`."""
+        if not sources:
+            return
+        plan = self._plan(sources, deep=deep)
+        if worth is not None and worth(plan):
+            self._search()
+            plan = self._plan(sources, deep=deep)
+        for source, rows, cost in zip(sources, plan.chosen, plan.cost_bytes, strict=True):
+            self._add(source, rows, cost)
+            self._missing = np.setdiff1d(self._missing, rows)
+
+    def _plan(self, sources: Sequence[Source], *, deep: bool) -> Plan:
+        offers = [self._ask(source, deep=deep) for source in sources]
         return choose(self._missing, self._contents.size, offers)
 
     def _ask(self, source: Source, *, deep: bool) -> Offers:
@@ -98,8 +127,11 @@ class _DryRun:
         if len(self._missing) == 0:
             return Offers(none, none, none, none)
         try:
-            return source.find(Wanted(self._contents, self._missing, self._hints), deep=deep)
-        except SourceError:
+            wanted = Wanted(self._contents, self._missing, lambda: self._pack.hints)
+            return source.find(wanted, deep=deep)
+        except SourceError as error:
+            if str(error) not in self._complaints:
+                self._complaints.append(str(error))
             return Offers(none, none, none, none)
 
     def _add(self, source: Source, rows: Rows, cost_bytes: int) -> None:

@@ -1,21 +1,28 @@
 """Ask one source after the other until every content is in place or nobody has it.
 
-Local sources are asked first, one by one, since what they have costs nothing; then the network
-sources are weighed against each other by the bytes they would have to send. A source that gives
-a wrong byte loses that content to the next one.
+Local sources are asked first, one by one, since what they have costs nothing; then those on the
+local network, then those far away, each kind weighed against each other by the bytes they would
+have to send. A source that gives a wrong byte loses that content to the next one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.artifact.hints import Hints
 from packer.progress import Progress
-from packer.sources.base import Learning, Offers, Source, SourceError, Wanted
+from packer.sources.base import (
+    LazyHints,
+    Learning,
+    Offers,
+    Source,
+    SourceError,
+    Wanted,
+    is_near,
+)
 from packer.unpack.assemble import Assembler
 from packer.unpack.plan import Plan, choose
 
@@ -51,7 +58,7 @@ class Gathering:
 
 def gather(
     assembler: Assembler,
-    hints: Hints,
+    hints: LazyHints,
     carrier: Source,
     sources: Sequence[Source],
     progress: Progress,
@@ -65,16 +72,29 @@ def gather(
     return _Gatherer(assembler, hints, carrier, sources, progress).run()
 
 
+def is_dear(plan: Plan) -> bool:
+    """Return whether a plan fetches so much that whole trees should be indexed before."""
+    return sum(plan.cost_bytes) >= DEEP_SEARCH_BYTES
+
+
 def is_worth_a_search(plan: Plan) -> bool:
     """Return whether a plan is so dear, or so incomplete, that whole trees should be indexed."""
-    return sum(plan.cost_bytes) >= DEEP_SEARCH_BYTES or len(plan.missing) > 0
+    return is_dear(plan) or len(plan.missing) > 0
+
+
+def tiers(sources: Sequence[Source]) -> tuple[list[Source], list[Source], list[Source]]:
+    """Return the sources on this host, on the local network and far away, each in their order."""
+    local = [source for source in sources if source.local]
+    near = [source for source in sources if not source.local and is_near(source)]
+    far = [source for source in sources if not source.local and not is_near(source)]
+    return local, near, far
 
 
 class _Gatherer:
     def __init__(
         self,
         assembler: Assembler,
-        hints: Hints,
+        hints: LazyHints,
         carrier: Source,
         sources: Sequence[Source],
         progress: Progress,
@@ -90,19 +110,21 @@ class _Gatherer:
         self._supplied = {source.uri: Supplied(source.uri) for source in (carrier, *sources)}
 
     def run(self) -> Gathering:
-        local = [source for source in self._sources if source.local]
-        remote = [source for source in self._sources if not source.local]
+        local, near, far = tiers(self._sources)
         carrier = self._carrier
         for source in local:
             self._take([source], self._assembler.missing(), deep=False)
         if carrier.local:
             self._take([carrier], self._assembler.missing(), deep=False)
         else:
-            remote.insert(0, carrier)
-        self._take(remote, self._assembler.missing(), deep=False, search_first=local)
+            far.insert(0, carrier)
+        # What neighbours lack may be had far away for little: only much to fetch is a reason here.
+        self._take(near, self._assembler.missing(), deep=False, search_first=local, worth=is_dear)
+        self._take(far, self._assembler.missing(), deep=False, search_first=local)
         # Not offered, or promised and not delivered: now everybody looks at all that there is.
         self._search(local)
-        self._take(remote, self._assembler.missing(), deep=True)
+        for remote in (near, far):
+            self._take(remote, self._assembler.missing(), deep=True)
         fetched = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self._fetched]))
         return Gathering(self._supplied, fetched, self._assembler.missing())
 
@@ -119,16 +141,17 @@ class _Gatherer:
         *,
         deep: bool,
         search_first: Sequence[Source] = (),
+        worth: Callable[[Plan], bool] = is_worth_a_search,
     ) -> None:
         """Fetch rows from the cheapest of the sources until none of them offers any more.
 
-        search_first: local sources whose trees are indexed if the plan is dear.
+        search_first: local sources whose trees are indexed before, if the plan makes it `worth` it.
         """
-        if len(rows) == 0:
+        if len(rows) == 0 or not sources:
             return
         offers = [self._ask(source, rows, deep=deep) for source in sources]
         plan = choose(rows, self._contents.size, offers)
-        if search_first and is_worth_a_search(plan):
+        if search_first and worth(plan):
             self._search(search_first)
             rows = self._assembler.missing()
             plan = choose(rows, self._contents.size, offers)
@@ -156,7 +179,9 @@ class _Gatherer:
             with self._progress.stage(f"searching {source.uri}", 0):
                 return source.find(wanted, deep=True)
         except SourceError as error:
-            self._supplied[source.uri].complaints.append(str(error))
+            complaints = self._supplied[source.uri].complaints
+            if str(error) not in complaints:  # it is asked again for what nobody else has
+                complaints.append(str(error))
             none = np.empty(0, dtype=np.int64)
             return Offers(none, none, none, none)
 

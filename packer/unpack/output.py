@@ -6,9 +6,12 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from formats.ranges import Ranges
 from formats.source import file_data_ranges
@@ -19,7 +22,7 @@ from packer.file_system import file_system_type
 from packer.unpack import settled
 
 _FALLOC_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
-_SYNC_WRITE = 2  # SYNC_FILE_RANGE_WRITE, sync_file_range(2)
+_SYNC_WAIT_BEFORE, _SYNC_WRITE = 1, 2  # SYNC_FILE_RANGE_…, sync_file_range(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 WRITE_BACK_BYTES = 32 << 20
@@ -29,26 +32,68 @@ WRITE_BACK_BYTES = 32 << 20
 _OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
+class Target(Protocol):
+    """A disk that contents are put into, by several threads at once; offsets and lengths in bytes.
+
+    resumed: whether it may hold something already. keeps_times: see settled.py; files whose blocks
+    are shared lie on the same file system. shared_fd: an open file that other files can share
+    blocks with; None if bytes must be copied.
+    """
+
+    resumed: bool
+    keeps_times: bool
+    shared_fd: int | None
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Return what it holds; `[offset, offset + length)` lies within the disk."""
+
+    def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data`. Raises Error when it cannot be written."""
+
+    def clone(self, fd: int, offset: int, target: int, length: int) -> bool:
+        """Share blocks of another file; False when bytes must be copied."""
+
+    def data_ranges(self) -> Ranges:
+        """Return the parts that may hold anything but zeros."""
+
+    def clear(self, start: int, end: int) -> None:
+        """Make `[start, end)` read as zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """The file whose name a new disk takes over.
+
+    status: its mode and owner are those of the new one. check: called right before the rename;
+    raises Error when the old file must stay after all.
+    """
+
+    status: os.stat_result
+    check: Callable[[], None]
+
+
 class Output:
     """`NAME.partial` while it is written, `NAME` after `commit`.
 
     A partial file of an earlier, interrupted run is taken up again; `resumed` tells so. Another
-    process that writes the same file is noticed by its lock. keeps_times: see settled.py; files
-    whose blocks are shared lie on the same file system.
+    process that writes the same file is noticed by its lock.
     """
 
-    def __init__(self, path: Path, size: int, *, force: bool = False) -> None:
+    def __init__(
+        self, path: Path, size: int, *, force: bool = False, replaced: Replaced | None = None
+    ) -> None:
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
         self.size = size
         self._cloner = Cloner()
         if path.is_dir():
             raise UsageError(f"{path}: is a folder; name the file to write")
-        self._force = force
+        self._force = force or replaced is not None
+        self._replaced = replaced
         self._unflushed_bytes = 0
         self._refuse_existing()
         try:
-            self.fd = os.open(self.partial, _OPEN_FLAGS, 0o666)
+            self.fd = os.open(self.partial, _OPEN_FLAGS, 0o600 if replaced else 0o666)
         except OSError as error:
             raise _cannot_write(self.partial, error) from error
         try:
@@ -63,6 +108,14 @@ class Output:
                 hint="wait for it, or write to another name",
             ) from error
         self.resumed = os.fstat(self.fd).st_size > 0
+        try:
+            self._keep_owner(self.fd)
+        except Error:
+            os.close(self.fd)
+            if not self.resumed:
+                self.discard()
+            raise
+        self.shared_fd: int | None = self.fd
         self.keeps_times = file_system_type(self.fd) in settled.TYPES
         try:
             os.ftruncate(self.fd, size)
@@ -77,15 +130,13 @@ class Output:
     def pwrite(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of `data`. Raises Error when the file system refuses (full, read-only)."""
         try:
-            written = os.pwrite(self.fd, data, offset)
-            while written < len(data):
-                written += os.pwrite(self.fd, memoryview(data)[written:], offset + written)
+            write_at(self.fd, offset, data)
         except OSError as error:
             raise _cannot_write(self.partial, error) from error
-        self._unflushed_bytes += written
+        self._unflushed_bytes += len(data)
         if self._unflushed_bytes >= WRITE_BACK_BYTES:
             self._unflushed_bytes = 0
-            self._begin_write_back()
+            write_back(self.fd)
 
     def clone(self, fd: int, offset: int, target: int, length: int) -> bool:
         """Share blocks of another file if the file system can; False when bytes must be copied.
@@ -98,31 +149,26 @@ class Output:
         except OSError as error:
             raise _cannot_write(self.partial, error) from error
 
-    def _begin_write_back(self) -> None:
-        """Let the medium take what is written so far, without waiting; `commit` waits for it.
-
-        Its result does not matter: an error of the medium is told again by the flush.
-        """
-        if sys.platform == "linux":
-            whole = ctypes.c_longlong(0)  # from byte 0, with a length of 0: to the end
-            _libc.sync_file_range(self.fd, whole, whole, _SYNC_WRITE)
-
     def data_ranges(self) -> Ranges:
         """Return the parts of the partial file that are not holes."""
         return file_data_ranges(self.fd, 0, self.size)
 
     def clear(self, start: int, end: int) -> None:
         """Make `[start, end)` read as zeros, as a hole where the file system can."""
-        result = _libc.fallocate(
-            self.fd, _FALLOC_PUNCH, ctypes.c_longlong(start), ctypes.c_longlong(end - start)
-        )
-        if result == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise _cannot_write(self.partial, OSError(code, os.strerror(code)))
+        try:
+            if punch_hole(self.fd, start, end):
+                return
+        except OSError as error:
+            raise _cannot_write(self.partial, error) from error
         for offset in range(start, end, 1 << 20):
             self.pwrite(offset, bytes(min(1 << 20, end - offset)))
+
+    def flush(self) -> None:
+        """Wait until all that was written is on stable storage."""
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise _cannot_write(self.partial, error) from error
 
     def commit(self) -> None:
         """Give the finished disk its name; it is on stable storage when this returns."""
@@ -137,8 +183,36 @@ class Output:
             os.close(fd)
         self.discard()
 
+    def make_beside(self, path: Path) -> None:
+        """Make an empty file that may be read by those who may read this disk, and no others."""
+        try:
+            fd = os.open(path, _OPEN_FLAGS | os.O_EXCL, 0o600 if self._replaced else 0o666)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        try:
+            self._keep_owner(fd)
+        finally:
+            os.close(fd)
+
+    def _keep_owner(self, fd: int) -> None:
+        """Give an open file mode and owner of the file that it replaces, if it replaces one."""
+        if self._replaced is None:
+            return
+        status = self._replaced.status
+        try:
+            os.fchown(fd, status.st_uid, status.st_gid)
+            os.fchmod(fd, stat.S_IMODE(status.st_mode))  # last: a change of owner clears bits
+        except OSError as error:
+            raise Error(
+                f"{self.path} belongs to user {status.st_uid} and group {status.st_gid}; "
+                f"the new disk cannot: {error.strerror}",
+                hint="run this as root, or as the owner of the disk",
+            ) from error
+
     def _rename(self, finished: Path, fd: int) -> None:
         self._refuse_existing()  # somebody else's disk may have got the name meanwhile
+        if self._replaced is not None:
+            self._replaced.check()
         try:
             os.fsync(fd)
             finished.replace(self.path)
@@ -163,6 +237,37 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def write_at(fd: int, offset: int, data: bytes | memoryview) -> None:
+    """Write all of `data`. Raises OSError."""
+    written = os.pwrite(fd, data, offset)
+    while written < len(data):
+        written += os.pwrite(fd, memoryview(data)[written:], offset + written)
+
+
+def punch_hole(fd: int, start: int, end: int) -> bool:
+    """Make `[start, end)` read as zeros without writing them; False where that cannot be done.
+
+    Raises OSError when the file system or the device refuses.
+    """
+    low, length = ctypes.c_longlong(start), ctypes.c_longlong(end - start)
+    if _libc.fallocate(fd, _FALLOC_PUNCH, low, length) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+def write_back(fd: int, *, wait: bool = False) -> None:
+    """Let the medium take what is written so far; the flush at the end waits for it.
+
+    wait: for what was let go by an earlier call. Errors are told again by the flush.
+    """
+    if sys.platform == "linux":
+        whole = ctypes.c_longlong(0)  # from byte 0, with a length of 0: to the end
+        _libc.sync_file_range(fd, whole, whole, _SYNC_WRITE | (_SYNC_WAIT_BEFORE if wait else 0))
 
 
 def _cannot_write(path: Path, error: OSError) -> Error:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from packer.artifact.contents import BLOCK_BYTES, DIGEST_BYTES
 from packer.artifact.map import Kind, Map
 
-Pread = Callable[[int, int], bytes]
+Pread = Callable[[int, int], bytes | memoryview]
 """(offset, length) -> bytes of a disk."""
 
 
@@ -76,7 +76,7 @@ class Places:
         for target, low, high in targets:
             data = pread(target, high - low)
             seen = min(high, reach) - low
-            if seen > 0 and whole[low - start : low - start + seen] != data[:seen]:
+            if seen > 0 and whole[low - start : low - start + seen] != bytes(data[:seen]):
                 return False  # two places for the same bytes, and they differ
             if high > reach:
                 whole[reach - start : high - start] = data[reach - low :]

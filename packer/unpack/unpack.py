@@ -9,22 +9,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packer.artifact.contents import Class
+import numpy as np
+from numpy.typing import NDArray
+
+from packer.artifact.contents import Class, Contents
 from packer.artifact.hints import Hints
-from packer.artifact.map import Map
 from packer.artifact.opened import OpenedPack
 from packer.errors import Error, MissingError, UsageError
 from packer.progress import Progress, Silent
 from packer.sources.base import Source, SourceError
+from packer.sources.delta import DeltaSource
 from packer.sources.pack import PackSource
 from packer.sources.store import Store
 from packer.unpack.assemble import Assembler
 from packer.unpack.gather import Gathering, Supplied, gather
-from packer.unpack.output import Output
+from packer.unpack.output import Output, Replaced, Target
 
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 MISSING_SHOWN = 20
 """How many missing contents are listed for a person."""
+
+
+class ContentsMissingError(MissingError):
+    """Contents that no source has.
+
+    rows: int64[k] of the contents, sorted. supplied: what each source gave of the others.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str, rows: NDArray[np.int64], supplied: Sequence[Supplied]
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.rows = rows
+        self.supplied = tuple(supplied)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +59,14 @@ class UnpackReport:
     supplied: tuple[Supplied, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """Where the bytes came from; see UnpackReport."""
+
+    resumed_bytes: int
+    supplied: tuple[Supplied, ...]
+
+
 def unpack(
     pack: OpenedPack,
     output: str | Path,
@@ -50,45 +75,82 @@ def unpack(
     store: Store | None = None,
     container: str = "raw",
     replace: bool = False,
+    replaced: Replaced | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> UnpackReport:
     """Rebuild the pack's disk. Whom to trust was decided before.
 
     sources: in order of preference; the pack itself is always one. store: keeps what was fetched.
-    Raises MissingError when nobody has a content, Error when the output cannot be written. The
-    final name appears only when every byte is proven; what was done stays in NAME.partial.
+    replace: a file of that name may be replaced. replaced: what is known of that file.
+    Raises ContentsMissingError when nobody has a content, Error when the output cannot be written.
+    The final name appears only when every byte is proven; what was done stays in NAME.partial.
     """
     if container not in FORMATS:
         raise UsageError(f"--format {container}: expected one of {', '.join(FORMATS)}")
     progress = progress or Silent()
     jobs = jobs or os.cpu_count() or 1
     path = Path(output)
-    disk_map, hints = pack.map, pack.hints
-    carrier = carrier_of(pack)
-    with Output(path, disk_map.size, force=replace) as target:
-        assembler = Assembler(disk_map, target, jobs)
-        resumed = 0
-        if target.resumed:
-            total = int(disk_map.contents.size.sum())
-            with progress.stage("resuming", total) as advance:
-                resumed = assembler.take_up(advance)
-        gathering = gather(assembler, hints, carrier, sources, progress)
-        if store is not None:
-            _keep_fetched(store, gathering, assembler)
-        if len(gathering.missing):
-            raise _nobody_has(pack, gathering, disk_map, hints)
+    with Output(path, pack.map.size, force=replace, replaced=replaced) as target:
+        filled = fill(pack, target, sources, store=store, jobs=jobs, progress=progress)
         if container == "raw":
             target.commit()
         else:
             _convert(target, container)
     return UnpackReport(
         path,
-        disk_map.size,
-        int(disk_map.contents.size.sum()),
-        resumed,
-        tuple(gathering.supplied.values()),
+        pack.map.size,
+        int(pack.map.contents.size.sum()),
+        filled.resumed_bytes,
+        filled.supplied,
     )
+
+
+def fill(
+    pack: OpenedPack,
+    target: Target,
+    sources: Sequence[Source],
+    *,
+    store: Store | None = None,
+    jobs: int,
+    progress: Progress,
+) -> Filled:
+    """Bring every content to its places in a target, and zeros to all other ranges.
+
+    Raises ContentsMissingError when nobody has a content; what was found stays in place.
+    """
+    assembler = Assembler(pack.map, target, jobs)
+    resumed = resume(assembler, target, progress)
+    sources = [*sources, *_delta_sources(pack, sources)]
+    gathering = gather(assembler, lambda: pack.hints, carrier_of(pack), sources, progress)
+    if store is not None:
+        _keep_fetched(store, gathering, assembler)
+    if len(gathering.missing):
+        raise nobody_has(pack.layout.location, pack.map.contents, pack.hints, gathering)
+    return Filled(resumed, tuple(gathering.supplied.values()))
+
+
+def resume(assembler: Assembler, target: Target, progress: Progress) -> int:
+    """Take up what an interrupted run has left in a target; return its bytes that are proven."""
+    if not target.resumed:
+        return 0
+    assembler.clear_rest(progress)
+    total = int(assembler.map.contents.size.sum())
+    with progress.stage("resuming", total) as advance:
+        return assembler.take_up(advance)
+
+
+def _delta_sources(pack: OpenedPack, sources: Sequence[Source]) -> list[Source]:
+    """Return the pack's deltas as a source; none if all of the pack is here anyhow.
+
+    They are applied to what sources on this host have of the predecessor.
+    """
+    layers = pack.manifest.deltas() if pack.layout.remote else None
+    bases = [source for source in sources if source.local]
+    if layers is None or pack.deltas is None or not bases:
+        return []
+    uri = f"deltas of {pack.layout.location}"
+    return [DeltaSource(uri, pack.layout, layers[1], pack.deltas, pack.map.contents, bases)]
 
 
 def carrier_of(pack: OpenedPack) -> PackSource:
@@ -117,11 +179,11 @@ def _keep_fetched(store: Store, gathering: Gathering, assembler: Assembler) -> N
         record.complaints.append(f"nothing more is kept: {error}")
 
 
-def _nobody_has(
-    pack: OpenedPack, gathering: Gathering, disk_map: Map, hints: Hints
-) -> MissingError:
+def nobody_has(
+    where: str, contents: Contents, hints: Hints, gathering: Gathering
+) -> ContentsMissingError:
+    """Return the error that says what is missing. where: what was to be made of the contents."""
     rows = gathering.missing.tolist()
-    contents = disk_map.contents
     lines = [
         f"  {contents.name(row)}  {int(contents.size[row]):>12,}  {path_of(hints, row)}"
         for row in rows[:MISSING_SHOWN]
@@ -132,11 +194,13 @@ def _nobody_has(
     complaints = [text for one in gathering.supplied.values() for text in one.complaints]
     lines.extend(f"  {text}" for text in complaints[:MISSING_SHOWN])
     total = int(contents.size[gathering.missing].sum())
-    return MissingError(
-        f"{pack.layout.location}: nobody has {len(rows)} contents ({total:,} bytes); "
+    return ContentsMissingError(
+        f"{where}: nobody has {len(rows)} contents ({total:,} bytes); "
         f"asked: {asked}\n" + "\n".join(lines),
         hint="name another source with --from (a full copy of the pack has everything); "
         "what was found is kept, the same command goes on from there",
+        rows=gathering.missing,
+        supplied=tuple(gathering.supplied.values()),
     )
 
 
@@ -153,9 +217,13 @@ def _convert(target: Output, container: str) -> None:
     temporary = finished.with_name(target.path.name + f".{container}.partial")
     # Of a killed run, whose qemu-img may still write to it and hold its lock.
     temporary.unlink(missing_ok=True)
+    target.make_beside(temporary)
     command = [program, "convert", "-f", "raw", "-O", container, str(finished), str(temporary)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Error(f"{target.path}: qemu-img could not write it: {done.stderr.strip()}")
+        target.commit_other(temporary)
+    except Error:
         temporary.unlink(missing_ok=True)
-        raise Error(f"{target.path}: qemu-img could not write it: {done.stderr.strip()}")
-    target.commit_other(temporary)
+        raise

@@ -56,16 +56,27 @@ def verify(
     exact: unused and dropped ranges must read as zeros too, as `unpack` leaves them; else they
     are ignored. Raises MismatchError when the size differs; wrong bytes are in the report.
     """
-    progress = progress or Silent()
     with open_disk(disk, allow_in_use=True) as opened:
-        source = opened.source
-        if source.size != disk_map.size:
+        if opened.size != disk_map.size:
             raise MismatchError(
-                f"{disk}: expected a disk of {disk_map.size} bytes, found {source.size}"
+                f"{disk}: expected a disk of {disk_map.size} bytes, found {opened.size}"
             )
-        wrong, proven = _wrong_contents(source, disk_map, jobs or os.cpu_count() or 1, progress)
-        empty = [Kind.ZERO, *([Kind.UNUSED, Kind.DROPPED] if exact else [])]
-        wrong_zeros = _filled(source, union(*(disk_map.ranges_of_kind(kind) for kind in empty)))
+        return compare(opened.source, disk_map, exact=exact, jobs=jobs, progress=progress)
+
+
+def compare(
+    source: Source,
+    disk_map: Map,
+    *,
+    exact: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Compare an open disk of the map's size with the map; see verify."""
+    progress = progress or Silent()
+    wrong, proven = _wrong_contents(source, disk_map, jobs or os.cpu_count() or 1, progress)
+    empty = [Kind.ZERO, *([Kind.UNUSED, Kind.DROPPED] if exact else [])]
+    wrong_zeros = _filled(source, union(*(disk_map.ranges_of_kind(kind) for kind in empty)))
     return VerifyReport(
         disk_map.size,
         proven,

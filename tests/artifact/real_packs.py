@@ -93,6 +93,8 @@ def write_pack(
     version: int = 1,
     sources: Sequence[str] = (),
     keys: Sequence[PrivateKey] = (),
+    rotations: Sequence[bytes] = (),
+    expires: str = "",
 ) -> OpenedPack:
     """Write a pack of these contents and open it."""
     contents = contents_of(list(data), list(classes))
@@ -113,6 +115,7 @@ def write_pack(
         config = Config(
             name=name,
             version=version,
+            expires=expires,
             disks=(Disk(disk_map.size, 512, digest(map_bytes), len(map_bytes)),),
             hints=HintsRef(digest(hint_bytes), len(hint_bytes)),
             sources=tuple(sources),
@@ -124,6 +127,7 @@ def write_pack(
             hints=writer.add(compress(hint_bytes, 3)),
             frame_index=writer.add(compress(encode_index(index), 3)),
             signature=writer.add(sign(blob.digest, list(keys))) if keys else None,
+            rotations=[writer.add(data) for data in rotations],
             bundles=titled,
         )
         writer.finish([manifests.Entry(manifest, config.ref_name)])

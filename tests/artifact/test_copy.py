@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from packer.artifact.contents import Class
-from packer.artifact.copy import Extent, copy_pack
+from packer.artifact.copy import CopyReport, Extent, copy_packs
 from packer.artifact.keys import generate
 from packer.artifact.layout.base import read_blob
-from packer.artifact.layout.open import open_layout
+from packer.artifact.layout.open import create_layout, open_layout
 from packer.artifact.opened import OpenedPack
 from packer.errors import Error, InputError, UsageError
 from packer.sources.base import Wanted
@@ -32,6 +32,13 @@ def full(tmp_path: Path) -> Iterator[OpenedPack]:
     pack = write_pack(tmp_path / "full.vmpack", DATA, CLASSES, hints=hints, keys=[key])
     yield pack
     pack.close()
+
+
+def copy_to(
+    pack: OpenedPack, output: Path | str, extent: Extent, *, replace: bool = False
+) -> CopyReport:
+    with create_layout(output, replace=replace) as writer:
+        return copy_packs([pack], writer, extent)
 
 
 def opened(path: Path | str) -> OpenedPack:
@@ -62,39 +69,41 @@ def readable(pack: OpenedPack) -> dict[int, bytes]:
 def test_a_copy_is_the_same_pack_with_some_of_its_bundles(
     full: OpenedPack, tmp_path: Path, extent: Extent, bundles: list[str], form: str
 ) -> None:
-    report = copy_pack(full, f"{tmp_path}/{form}", extent)
+    report = copy_to(full, f"{tmp_path}/{form}", extent)
     copy = opened(tmp_path / form)
     assert list(copy.manifest.bundles()) == bundles
     assert copy.config_bytes == full.config_bytes
     assert copy.envelope == full.envelope
-    assert report.identity == full.config_digest
+    assert report.packs[0].identity == full.config_digest
     assert copy.map.end.tolist() == full.map.end.tolist()
     assert copy.hints.path == full.hints.path
     expected = {row: data for row, data in enumerate(DATA) if CLASSES[row] in extent.classes}
     assert readable(copy) == expected
     left_out = {row for row in range(len(DATA)) if row not in expected}
-    assert sum(count for count, _ in report.lacking.values()) == len(left_out)
-    assert sum(size for _, size in report.lacking.values()) == sum(len(DATA[r]) for r in left_out)
+    assert sum(count for count, _ in report.packs[0].lacking.values()) == len(left_out)
+    assert sum(size for _, size in report.packs[0].lacking.values()) == sum(
+        len(DATA[r]) for r in left_out
+    )
     for blob in copy.manifest.blobs():  # and nothing is named that is not there
         assert len(read_blob(copy.layout, blob.digest, 1 << 30)) == blob.size
     copy.close()
 
 
 def test_a_copy_of_a_copy_is_the_same_copy(full: OpenedPack, tmp_path: Path) -> None:
-    copy_pack(full, tmp_path / "one.vmpack", Extent.THIN)
+    copy_to(full, tmp_path / "one.vmpack", Extent.THIN)
     one = opened(tmp_path / "one.vmpack")
-    copy_pack(one, tmp_path / "two.vmpack", Extent.THIN)
+    copy_to(one, tmp_path / "two.vmpack", Extent.THIN)
     one.close()
     assert (tmp_path / "one.vmpack").read_bytes() == (tmp_path / "two.vmpack").read_bytes()
 
 
 def test_a_thin_copy_gives_a_boot_copy_but_no_full_one(full: OpenedPack, tmp_path: Path) -> None:
-    copy_pack(full, tmp_path / "thin.vmpack", Extent.THIN)
+    copy_to(full, tmp_path / "thin.vmpack", Extent.THIN)
     thin = opened(tmp_path / "thin.vmpack")
-    copy_pack(thin, tmp_path / "boot.vmpack", Extent.BOOT)
+    copy_to(thin, tmp_path / "boot.vmpack", Extent.BOOT)
     shared = sum(one == Class.SHARED for one in CLASSES)
     with pytest.raises(InputError, match=f"no complete full copy: {shared} contents") as caught:
-        copy_pack(thin, tmp_path / "full-again.vmpack", Extent.FULL)
+        copy_to(thin, tmp_path / "full-again.vmpack", Extent.FULL)
     assert "fuller copy" in caught.value.hint
     assert not (tmp_path / "full-again.vmpack").exists()
     thin.close()
@@ -108,9 +117,9 @@ def test_a_damaged_bundle_is_not_copied(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     path.chmod(0o644)
     path.write_bytes(data)
-    copy_pack(pack, tmp_path / "boot.vmpack", Extent.BOOT)
+    copy_to(pack, tmp_path / "boot.vmpack", Extent.BOOT)
     with pytest.raises(InputError, match="expected bytes with that SHA-256"):
-        copy_pack(pack, tmp_path / "thin.vmpack", Extent.THIN)
+        copy_to(pack, tmp_path / "thin.vmpack", Extent.THIN)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["boot.vmpack", "pack"]
     pack.close()
 
@@ -119,15 +128,15 @@ def test_an_existing_copy_is_replaced_only_when_asked(full: OpenedPack, tmp_path
     place = tmp_path / "copy.vmpack"
     place.write_bytes(b"precious")
     with pytest.raises(UsageError, match="exists already"):
-        copy_pack(full, place, Extent.THIN)
+        copy_to(full, place, Extent.THIN)
     assert place.read_bytes() == b"precious"
-    copy_pack(full, place, Extent.THIN, replace=True)
+    copy_to(full, place, Extent.THIN, replace=True)
     assert readable(opened(place))[1] == DATA[1]
 
 
 def test_a_pack_can_be_replaced_by_its_own_copy(tmp_path: Path) -> None:
     pack = write_pack(tmp_path / "a.vmpack", DATA, CLASSES)
-    copy_pack(pack, tmp_path / "a.vmpack", Extent.BOOT, replace=True)
+    copy_to(pack, tmp_path / "a.vmpack", Extent.BOOT, replace=True)
     assert list(opened(tmp_path / "a.vmpack").manifest.bundles()) == ["boot"]
     pack.close()
 
@@ -136,12 +145,12 @@ def test_a_pack_can_be_replaced_by_its_own_copy(tmp_path: Path) -> None:
 def test_a_full_medium_leaves_nothing_behind(full: OpenedPack, tmp_path: Path) -> None:
     with small_medium(tmp_path / "stick", 2 * MIB) as folder:
         with pytest.raises(Error, match="No space left"):
-            copy_pack(full, folder / "copy.vmpack", Extent.FULL)
+            copy_to(full, folder / "copy.vmpack", Extent.FULL)
         assert list(folder.iterdir()) == []
 
 
 def test_a_pack_without_shared_contents_is_complete_when_thin(tmp_path: Path) -> None:
     data = [numbered(5000, 1), numbered(5000, 2)]
     pack = write_pack(tmp_path / "a.vmpack", data, [Class.BOOT, Class.PRIVATE])
-    assert copy_pack(pack, tmp_path / "b.vmpack", Extent.THIN).lacking == {}
+    assert copy_to(pack, tmp_path / "b.vmpack", Extent.THIN).packs[0].lacking == {}
     pack.close()

@@ -252,7 +252,8 @@ def test_keys_are_removed_by_fingerprint(store: TrustStore) -> None:
     for pattern in ("demo*", "other"):
         store.add(ALICE.public, pattern)
     store.add(BOB.public, "demo*")
-    assert store.remove(ALICE.public.fingerprint) == ("demo*", "other")
+    taken = store.remove(ALICE.public.fingerprint)
+    assert taken == tuple(Rule((pattern,), (ALICE.public,)) for pattern in ("demo*", "other"))
     assert store.rules() == (Rule(("demo*",), (BOB.public,)),)
     with pytest.raises(UsageError, match="no rule"):
         store.remove(ALICE.public.fingerprint)

@@ -16,7 +16,7 @@ from tests.hostile.refusal import MISSING, refused
 from tests.round_trip.command import Vmpack
 from tests.round_trip.mirror import Spoil, mirror
 from tests.round_trip.small import pack_small
-from tests.transport.servers import Answer, content_range
+from tests.transport.servers import PARTS_TYPE, Answer, content_range, parts_body
 
 BLOBS = "/blobs/sha256/"
 
@@ -83,11 +83,10 @@ def absent(request: Answer, data: bytes) -> bytes | None:
     return None
 
 
-def failing(request: Answer, data: bytes) -> bytes | None:
-    """The size is told, the data is not."""
-    if not is_bundle(request, data) or request.wanted(len(data)) in (None, (0, 1)):
+def refusing(request: Answer, data: bytes) -> bytes | None:
+    if not is_bundle(request, data):
         return data
-    request.give(404, {"Content-Length": "0"}, b"")
+    request.give(403, {"Content-Length": "0"}, b"")
     return None
 
 
@@ -95,8 +94,20 @@ def shorter(request: Answer, data: bytes) -> bytes:
     return data[:5000] if is_bundle(request, data) else data
 
 
+def scrambled(request: Answer, data: bytes) -> bytes | None:
+    """Several ranges come with each other's bytes, one range with those of the next MiB."""
+    if not is_bundle(request, data):
+        return data
+    if several := request.several(len(data)):
+        bodies = [data[start:end] for start, end in several]
+        starts = [start for start, _ in several]
+        request.give_parts(list(zip(starts, reversed(bodies), strict=True)), len(data))
+        return None
+    return data[1 << 20 :] + data[: 1 << 20]
+
+
 def cut_always(request: Answer, data: bytes) -> bytes | None:
-    if not is_bundle(request, data) or request.wanted(len(data)) in (None, (0, 1)):
+    if not is_bundle(request, data):
         return data
     request.cut()
     return None
@@ -104,7 +115,7 @@ def cut_always(request: Answer, data: bytes) -> bytes | None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [flipped, of_another_file, absent, failing, shorter,
+    [flipped, of_another_file, absent, refusing, shorter, scrambled,
      pytest.param(cut_always, marks=pytest.mark.slow)],
     ids=lambda spoil: spoil.__name__.replace("_", "-"),
 )  # fmt: skip
@@ -155,16 +166,10 @@ def test_a_connection_that_is_cut_is_taken_up_where_it_broke(
     cuts = iter(range(3))
 
     def cut_halfway(request: Answer, data: bytes) -> bytes | None:
-        wanted = request.wanted(len(data))
-        if not is_bundle(request, data) or wanted in (None, (0, 1)) or next(cuts, None) is None:
+        if not is_bundle(request, data) or next(cuts, None) is None:
             return data
-        assert wanted is not None
-        start, end = wanted
-        request.send_response(206)
-        request.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
-        request.send_header("Content-Length", str(end - start))
-        request.end_headers()
-        request.wfile.write(data[start : (start + end) // 2])
+        rest = begin(request, data)
+        request.wfile.write(rest[: len(rest) // 2])
         request.cut()
         return None
 
@@ -199,7 +204,7 @@ def test_a_server_without_ranges_is_good_enough(
 
 
 def says_nothing(request: Answer, data: bytes) -> bytes | None:
-    if not is_content(request, data):
+    if not is_bundle(request, data):
         return data
     time.sleep(BOUND_S)
     request.close_connection = True
@@ -207,7 +212,7 @@ def says_nothing(request: Answer, data: bytes) -> bytes | None:
 
 
 def stalls_in_the_middle(request: Answer, data: bytes) -> bytes | None:
-    if not is_content(request, data):
+    if not is_bundle(request, data):
         return data
     begin(request, data)
     time.sleep(BOUND_S)
@@ -217,7 +222,7 @@ def stalls_in_the_middle(request: Answer, data: bytes) -> bytes | None:
 
 def drips(request: Answer, data: bytes) -> bytes | None:
     """A byte every now and then: no read ever takes long."""
-    if not is_content(request, data):
+    if not is_bundle(request, data):
         return data
     rest = begin(request, data)
     deadline = time.monotonic() + BOUND_S
@@ -230,22 +235,21 @@ def drips(request: Answer, data: bytes) -> bytes | None:
     return None
 
 
-def is_content(request: Answer, data: bytes) -> bool:
-    """Whether a range of a bundle is asked for, not only whether there is one."""
-    return is_bundle(request, data) and request.wanted(len(data)) not in (None, (0, 1))
-
-
 def begin(request: Answer, data: bytes) -> bytes:
     """Send the headers and the first bytes of what is asked for; return the others."""
-    wanted = request.wanted(len(data))
-    assert wanted is not None
-    start, end = wanted
+    if several := request.several(len(data)):
+        parts = [(start, data[start:end]) for start, end in several]
+        body = parts_body(parts, len(data))
+        headers = {**PARTS_TYPE, "Content-Length": str(len(body))}
+    else:
+        start, end = request.wanted(len(data)) or (0, len(data))
+        body, headers = data[start:end], content_range(start, end, len(data))
     request.send_response(206)
-    for name, value in content_range(start, end, len(data)).items():
+    for name, value in headers.items():
         request.send_header(name, value)
     request.end_headers()
-    request.wfile.write(data[start : start + 1000])
-    return data[start + 1000 : end]
+    request.wfile.write(body[:1000])
+    return body[1000:]
 
 
 STALLS = pytest.mark.parametrize(
@@ -287,7 +291,7 @@ def test_a_mirror_that_stalls_once_is_asked_again(
     stalls = iter(range(1))
 
     def once(request: Answer, data: bytes) -> bytes | None:
-        if not is_content(request, data) or next(stalls, None) is None:
+        if not is_bundle(request, data) or next(stalls, None) is None:
             return data
         return stall(request, data)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from packer.artifact.contents import Class
-from packer.artifact.copy import Extent, copy_pack
+from packer.artifact.copy import Extent, copy_packs
 from packer.artifact.hints import Package
 from packer.artifact.keys import generate
-from packer.artifact.layout.open import open_layout
+from packer.artifact.layout.open import create_layout, open_layout
 from packer.artifact.opened import OpenedPack
 from packer.inspect.pack import Stub, inspect_pack, stubs_of
 from tests.artifact.make import contents_of
@@ -52,7 +52,8 @@ def test_an_unsigned_pack_has_no_signers(tmp_path: Path) -> None:
 
 def test_the_stubs_of_a_copy_say_what_they_are_and_who_can_supply_them(tmp_path: Path) -> None:
     pack = full_pack(tmp_path)
-    copy_pack(pack, tmp_path / "boot.vmpack", Extent.BOOT)
+    with create_layout(tmp_path / "boot.vmpack") as writer:
+        copy_packs([pack], writer, Extent.BOOT)
     copy = OpenedPack(open_layout(tmp_path / "boot.vmpack"))
     assert inspect_pack(copy).carried["private"] == (0, 0)
     stubs = list(stubs_of(copy))

@@ -6,12 +6,19 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.transport.servers import Answer, Server, content_range, serving
+from tests.transport.servers import (
+    PARTS_TYPE,
+    Answer,
+    Server,
+    content_range,
+    parts_body,
+    serving,
+)
 
 PIECE = 1 << 16
 Spoil = Callable[[Answer, bytes], bytes | None]
@@ -62,26 +69,32 @@ class Mirror:
             data = self.spoil(request, data)
         if data is None:
             return None
-        start, end = request.wanted(len(data)) or (0, len(data))
+        if several := request.several(len(data)):
+            parts = [(start, data[start:end]) for start, end in several]
+            return self._send(request, 206, PARTS_TYPE, parts_body(parts, len(data)))
+        wanted = request.wanted(len(data))
+        if wanted is None:
+            return self._send(request, 200, {}, data)
+        start, end = wanted
         if start >= len(data) > 0:
             return request.give(416, {"Content-Length": "0"}, b"")
-        whole = (start, end) == (0, len(data)) and "Range" not in request.headers
-        request.send_response(200 if whole else 206)
-        headers = {"Content-Length": str(end - start)}
-        for name, value in (headers if whole else content_range(start, end, len(data))).items():
+        return self._send(request, 206, content_range(start, end, len(data)), data[start:end])
+
+    def _send(self, request: Answer, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        request.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
             request.send_header(name, value)
         request.end_headers()
         with self._lock:
             self.requests += 1
-        for position in range(start, end, PIECE):
-            piece = data[position : min(end, position + PIECE)]
+        for position in range(0, len(body), PIECE):
+            piece = body[position : position + PIECE]
             self._wait_for_turn(len(piece))
             while self.sent_bytes >= self.hold_at:
                 time.sleep(0.002)
             request.wfile.write(piece)
             with self._lock:
                 self.sent_bytes += len(piece)
-        return None
 
     def _wait_for_turn(self, count: int) -> None:
         if not self.bytes_per_second:

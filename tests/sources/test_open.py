@@ -20,6 +20,7 @@ from packer.sources.open import SourceOpener, open_pack
 from packer.sources.pack import PackSource
 from packer.sources.store import Store
 from tests.artifact.real_packs import no_hints, write_pack
+from tests.transport.servers import serving
 from tests.unpack.simulated import CLASSES, DATA
 
 
@@ -113,14 +114,29 @@ def test_a_damaged_pack_as_a_source_is_a_source_error(opener: SourceOpener, tmp_
 
 
 def test_what_a_pack_recommends_may_not_name_a_path_of_this_host(
-    opener: SourceOpener, mirror: str
+    opener: SourceOpener, pack: OpenedPack, mirror: str
 ) -> None:
     sources, notes = opener.defaults(offline=False)
     assert not any("/etc" in source.uri or "/dev/sda" in source.uri for source in sources)
     refused = [note for note in notes if "only a user may name" in note]
     assert len(refused) == 3
-    # The mirror is asked, and that it has nothing is a note, not the end.
-    assert [note for note in notes if mirror in note]
+    (far,) = [source for source in sources if source.uri == mirror]
+    wanted = Wanted(pack.map.contents, np.arange(len(DATA)), no_hints())
+    for deep in (False, True):  # it has no pack; that is told whenever it is asked
+        with pytest.raises(SourceError, match="left out"):
+            far.find(wanted, deep=deep)
+
+
+def test_a_server_is_asked_when_something_is_missing_and_not_before(opener: SourceOpener) -> None:
+    with serving(lambda answer, _: answer.give(404, {"Content-Length": "0"}, b"")) as server:
+        opener.open(f"{server.url}/demo/")
+        assert server.asked == []
+
+
+@pytest.mark.parametrize("uri", ["https://", "http://[::1/", "https:demo"])
+def test_what_is_no_address_is_refused_at_once(opener: SourceOpener, uri: str) -> None:
+    with pytest.raises(UsageError, match="expected an address"):
+        opener.open(uri)
 
 
 def test_offline_asks_no_mirror(opener: SourceOpener) -> None:

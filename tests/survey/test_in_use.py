@@ -15,7 +15,12 @@ import pytest
 from packer.errors import InUseError
 from packer.survey import block_devices, in_use
 from packer.survey.disk import open_disk
-from packer.survey.in_use import findings, refuse_if_in_use
+from packer.survey.in_use import (
+    findings,
+    kept_from_qemu,
+    refuse_if_in_use,
+    refuse_if_replaced_under_somebody,
+)
 from tests.host import needs_root, run
 from tests.survey import disks
 from tests.survey.disks import MIB
@@ -99,6 +104,31 @@ def test_the_base_of_a_running_overlay_is_no_obstacle(image: Path, tmp_path: Pat
     with qemu("-drive", drive, ready=tmp_path / "qmp"):
         assert findings(image) == []
         assert findings(overlay)
+
+
+@pytest.mark.parametrize("overlay", [False, True])
+def test_a_disk_that_qemu_reads_is_not_replaced(image: Path, tmp_path: Path, overlay: bool) -> None:
+    refuse_if_replaced_under_somebody(image)
+    drive = f"file={image},format=raw,if=virtio,readonly=on"
+    if overlay:
+        top = tmp_path / "overlay.qcow2"
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-b", image, "-F", "raw", top)
+        drive = f"file={top},format=qcow2,if=virtio"
+    with (
+        qemu("-drive", drive, ready=tmp_path / "qmp") as pid,
+        pytest.raises(InUseError, match=f"process {pid} .qemu-system.* reads it"),
+    ):
+        refuse_if_replaced_under_somebody(image)
+    refuse_if_replaced_under_somebody(image)
+
+
+def test_qemu_is_kept_from_writing_and_not_from_reading(image: Path) -> None:
+    with kept_from_qemu(image):
+        with pytest.raises(AssertionError, match=r"Failed to get .write. lock"):
+            run("qemu-io", "-f", "raw", "-c", "write 0 4k", image)
+        run("qemu-io", "-r", "-f", "raw", "-c", "read 0 4k", image)
+        refuse_if_replaced_under_somebody(image)  # our own lock is no obstacle
+    run("qemu-io", "-f", "raw", "-c", "write 0 4k", image)
 
 
 def test_a_qcow2_that_qemu_nbd_writes_is_refused(tmp_path: Path) -> None:

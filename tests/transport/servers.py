@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +19,7 @@ class Answer(BaseHTTPRequestHandler):
     """A handler whose `do_GET` is a function of the test; it keeps what was asked."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Server
     timeout = 20
 
@@ -35,6 +36,12 @@ class Answer(BaseHTTPRequestHandler):
             return None
         return int(found[1]), min(size, int(found[2]) + 1) if found[2] else size
 
+    def several(self, size: int) -> list[tuple[int, int]]:
+        """The asked ranges as [start, end), none unless there are two or more."""
+        value = self.headers.get("Range", "").removeprefix("bytes=")
+        found = re.findall(r"(\d+)-(\d+)(?:,|$)", value) if "," in value else []
+        return [(int(start), min(size, int(last) + 1)) for start, last in found]
+
     def give(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
         for name, value in headers.items():
@@ -44,6 +51,9 @@ class Answer(BaseHTTPRequestHandler):
 
     def give_range(self, data: bytes) -> None:
         """Answer as a good server does."""
+        if several := self.several(len(data)):
+            parts = [(start, data[start:end]) for start, end in several]
+            return self.give_parts(parts, len(data))
         wanted = self.wanted(len(data))
         if wanted is None:
             return self.give(200, {"Content-Length": str(len(data))}, data)
@@ -53,6 +63,11 @@ class Answer(BaseHTTPRequestHandler):
             return self.give(416, headers, b"")
         part = data[start:end]
         return self.give(206, {**content_range(start, end, len(data))}, part)
+
+    def give_parts(self, parts: Sequence[tuple[int, bytes]], size: int) -> None:
+        """Answer with (start, bytes) of several ranges of a file of that size."""
+        body = parts_body(parts, size)
+        self.give(206, {**PARTS_TYPE, "Content-Length": str(len(body))}, body)
 
     def cut(self) -> None:
         """Reset the connection, as a falling server does."""
@@ -69,6 +84,22 @@ def content_range(start: int, end: int, size: int) -> dict[str, str]:
         "Content-Range": f"bytes {start}-{end - 1}/{size}",
         "Content-Length": str(end - start),
     }
+
+
+BOUNDARY = "3d6b6a416f9b5"
+PARTS_TYPE = {"Content-Type": f"multipart/byteranges; boundary={BOUNDARY}"}
+
+
+def parts_body(parts: Sequence[tuple[int, bytes]], size: int) -> bytes:
+    """multipart/byteranges, RFC 9110, 14.6."""
+    pieces = [
+        f"--{BOUNDARY}\r\nContent-Type: application/octet-stream\r\n"
+        f"Content-Range: bytes {start}-{start + len(data) - 1}/{size}\r\n\r\n".encode()
+        + data
+        + b"\r\n"
+        for start, data in parts
+    ]
+    return b"".join(pieces) + f"--{BOUNDARY}--\r\n".encode()
 
 
 class Server(ThreadingHTTPServer):
@@ -102,9 +133,9 @@ def serving(answer: Callable[[Answer, int], None]) -> Iterator[Server]:
 
 
 @contextmanager
-def nginx(root: Path, work: Path, *, extra: str = "") -> Iterator[str]:
+def nginx(root: Path, work: Path, **options: str) -> Iterator[str]:
     """`fixtures.web.nginx`; the test is skipped where there is none."""
     if web.NGINX is None:
         pytest.skip("nginx is not installed")
-    with web.nginx(root, work, extra=extra) as url:
+    with web.nginx(root, work, **options) as url:
         yield url

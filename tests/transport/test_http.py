@@ -11,13 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from packer.transport import response
 from packer.transport.http import Client, NotFoundError, TransportError
-from packer.transport.ranges import GAP_BYTES, SPAN_BYTES, cut_ranges, join_ranges
-from tests.transport.servers import Answer, content_range, nginx, serving
+from packer.transport.ranges import MOST_RANGES, PART_BYTES
+from tests.transport.servers import (
+    PARTS_TYPE,
+    Answer,
+    Server,
+    content_range,
+    nginx,
+    parts_body,
+    serving,
+)
 
 MIB = 1 << 20
 DATA = random.Random(1).randbytes(3 * MIB)  # no two places look alike: a wrong offset shows
@@ -44,6 +50,16 @@ def check_ranges(client: Client, url: str, ranges: list[tuple[int, int]]) -> Non
     assert found == {row: DATA[o : o + length] for row, (o, length) in enumerate(ranges)}
 
 
+FAR = [(n * 200_000, 10) for n in range(15)]
+"""Too far apart to travel as one."""
+
+
+def one_range_only(answer: Answer, _: int) -> None:
+    if answer.several(len(DATA)):
+        return answer.give(400, {"Content-Length": "0"}, b"")
+    return answer.give_range(DATA)
+
+
 class TestOverNginx:
     @pytest.fixture
     def url(self, tmp_path: Path) -> Iterator[str]:
@@ -64,7 +80,7 @@ class TestOverNginx:
 
     def test_far_ranges_do_not_pull_what_lies_between(self, client: Client, url: str) -> None:
         check_ranges(client, url + "/file", [(0, 100), (2 * MIB, 100), (3 * MIB - 100, 100)])
-        assert client.received_bytes == 300
+        assert 300 <= client.received_bytes <= 300 + 3 * PART_BYTES
 
     def test_near_ranges_travel_together_and_the_gap_is_counted(
         self, client: Client, url: str
@@ -120,6 +136,224 @@ class TestServersThatIgnoreRanges:
             client.get_range(server.url, 2, 10)
         with serving(chunked) as server:
             assert client.get_bytes(server.url, 3) == b"abc"
+
+
+class TestSeveralRangesAtOnce:
+    def asked(self, server: Server) -> list[int]:
+        """How many ranges each request asked for."""
+        return [headers.get("Range", "").count(",") + 1 for _, headers in server.asked]
+
+    def test_far_ranges_travel_in_one_request(self, client: Client) -> None:
+        with serving(lambda answer, _: answer.give_range(DATA)) as server:
+            check_ranges(client, server.url, FAR)
+            assert self.asked(server) == [1, 14]  # the first one finds out whether ranges work
+            check_ranges(client, server.url, FAR)
+            assert self.asked(server) == [1, 14, 15]
+
+    def test_a_connection_is_used_again_after_several_ranges(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(DATA)
+        ranges = [(n * MIB // 4, 200_000) for n in range(12)]
+        with (
+            nginx(tmp_path, tmp_path / "nginx", log="$connection $http_range") as url,
+            Client(connections=1) as client,
+        ):
+            for _ in range(3):
+                check_ranges(client, url + "/file", ranges)
+        lines = (tmp_path / "nginx" / "access.log").read_text().splitlines()
+        assert len(lines) == 1 + 3
+        assert len({line.split()[0] for line in lines}) == 1, lines
+
+    @pytest.mark.parametrize("status", [200, 400, 413, 416, 431, 501])
+    def test_a_server_that_answers_one_range_at_a_time_is_asked_so_from_then_on(
+        self, client: Client, status: int
+    ) -> None:
+        def refuses(answer: Answer, _: int) -> None:
+            if answer.several(len(DATA)):
+                body = DATA if status == 200 else b""
+                return answer.give(status, {"Content-Length": str(len(body))}, body)
+            return answer.give_range(DATA)
+
+        with serving(refuses) as server:
+            check_ranges(client, server.url, FAR)
+            assert self.asked(server)[:2] == [1, 14]
+            check_ranges(client, server.url, FAR)
+            assert self.asked(server)[2:] == [1] * (14 + 15)
+            # The body of the 200, a whole file, was not read.
+            assert client.received_bytes == 2 * 15 * 10
+
+    def test_a_whole_file_instead_of_ranges_is_not_read_to_its_end(self, client: Client) -> None:
+        stopped = threading.Event()
+
+        def whole(answer: Answer, _: int) -> None:
+            if not answer.several(len(DATA)):
+                return answer.give_range(DATA)
+            answer.give(200, {"Content-Length": str(1 << 40)}, b"")
+            try:
+                for _ in range(2000):
+                    answer.wfile.write(bytes(1 << 16))
+            except OSError:
+                stopped.set()
+            return None
+
+        with serving(whole) as server:
+            check_ranges(client, server.url, FAR)
+            assert stopped.wait(10)
+
+    def test_only_the_first_range_is_taken_and_the_others_asked_for_alone(
+        self, client: Client
+    ) -> None:
+        def first(answer: Answer, _: int) -> None:
+            start, end = (answer.several(len(DATA)) or [answer.wanted(len(DATA)) or (0, 0)])[0]
+            answer.give(206, content_range(start, end, len(DATA)), DATA[start:end])
+
+        with serving(first) as server:
+            check_ranges(client, server.url, FAR)
+            assert self.asked(server) == [1, 14] + [1] * 13
+
+    def test_a_server_with_a_limit_is_asked_for_that_many(self, client: Client) -> None:
+        """lighttpd 1.4 answers ten ranges and says nothing of the others."""
+
+        def ten(answer: Answer, _: int) -> None:
+            several = answer.several(len(DATA))[:10]
+            if not several:
+                return answer.give_range(DATA)
+            return answer.give_parts([(o, DATA[o:end]) for o, end in several], len(DATA))
+
+        ranges = [(n * 60_000, 10) for n in range(50)]
+        with serving(ten) as server:
+            check_ranges(client, server.url, ranges)
+            assert self.asked(server) == [1, 49, 10, 10, 10, 9]
+
+    @pytest.mark.parametrize("change", ["reversed", "twice", "with others", "joined"])
+    def test_parts_may_come_in_any_order_twice_joined_or_with_others(
+        self, client: Client, change: str
+    ) -> None:
+        def odd(answer: Answer, _: int) -> None:
+            several = answer.several(len(DATA))
+            if not several:
+                return answer.give_range(DATA)
+            wanted = {
+                "reversed": several[::-1],
+                "twice": [*several[:7], *several[:7]],
+                "with others": [(50, 60), *several[:-1]],
+                "joined": [(several[0][0], several[1][1]), *several[2:]],
+            }[change]
+            return answer.give_parts([(o, DATA[o:end]) for o, end in wanted], len(DATA))
+
+        ranges = [(n * 10_000, 10) for n in range(15)]
+        with serving(odd) as server:
+            check_ranges(client, server.url, [(2 * MIB, 10), (0, 10)])
+            check_ranges(client, server.url, ranges)
+
+    def test_a_server_that_joins_all_ranges_into_one_is_understood(self, client: Client) -> None:
+        def joins(answer: Answer, _: int) -> None:
+            several = answer.several(len(DATA)) or [answer.wanted(len(DATA)) or (0, 0)]
+            start, end = several[0][0], several[-1][1]
+            answer.give(206, content_range(start, end, len(DATA)), DATA[start:end])
+
+        near = [(n * 1000, 10) for n in range(15)]
+        with serving(joins) as server:
+            check_ranges(client, server.url, FAR[:1])
+            check_ranges(client, server.url, near)
+            assert self.asked(server) == [1, 15]
+            # Much more than was asked for is not read.
+            before = client.received_bytes
+            check_ranges(client, server.url, FAR)
+            assert client.received_bytes - before < 100_000
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"no parts at all",
+            parts_body([(0, DATA[:10])], len(DATA))[:-30],
+            parts_body([(5_000_000, b"x" * 10)], 1 << 40),
+            parts_body([(0, b"x" * 700_000)], len(DATA)),
+            parts_body([(n, DATA[n : n + 1]) for n in range(200)], len(DATA)),
+            parts_body([(0, DATA[:10])], 5),
+        ],
+        ids=["nothing", "junk", "cut", "far away", "too much", "too many", "small total"],
+    )
+    def test_parts_that_make_no_sense_cost_one_request(self, client: Client, body: bytes) -> None:
+        def nonsense(answer: Answer, _: int) -> None:
+            if not answer.several(len(DATA)):
+                return answer.give_range(DATA)
+            return answer.give(206, {**PARTS_TYPE, "Content-Length": str(len(body))}, body)
+
+        with serving(nonsense) as server:
+            check_ranges(client, server.url, FAR)
+            assert self.asked(server)[:2] == [1, 14]
+            check_ranges(client, server.url, FAR)
+            assert len(server.asked) <= 2 + 2 * 15 + 15
+
+    def test_wrong_bytes_under_the_right_range_are_handed_on(self, client: Client) -> None:
+        """Who asked compares digests."""
+
+        def lies(answer: Answer, _: int) -> None:
+            answer.give_range(bytes(len(DATA)))
+
+        with serving(lies) as server:
+            found = dict(client.get_ranges(server.url, FAR))
+            assert found == dict.fromkeys(range(15), bytes(10))
+
+    def test_a_cut_connection_is_resumed_at_the_range_reached(self, client: Client) -> None:
+        ranges = [(n * 250_000, 200_000) for n in range(11)]
+
+        def cuts(answer: Answer, number: int) -> None:
+            several = answer.several(len(DATA))
+            if not several or number > 5:
+                return answer.give_range(DATA)
+            body = parts_body([(o, DATA[o:end]) for o, end in several], len(DATA))
+            answer.give(206, {**PARTS_TYPE, "Content-Length": str(len(body))}, body[:500_000])
+            return answer.cut()
+
+        with serving(cuts) as server:
+            check_ranges(client, server.url, ranges)
+            assert self.asked(server) == [1, 10, 8, 6, 4, 2]
+            assert client.received_bytes < len(DATA) + 4 * 250_000
+
+    def test_connections_too_short_for_one_range_get_on_byte_by_byte(self, client: Client) -> None:
+        ranges = [(n * 250_000, 200_000) for n in range(4)]
+
+        def cuts(answer: Answer, _: int) -> None:
+            start, end = (answer.several(len(DATA)) or [answer.wanted(len(DATA)) or (0, 0)])[0]
+            if answer.several(len(DATA)):
+                answer.give(206, {**PARTS_TYPE, "Content-Length": "600000"}, b"\r\n")
+            elif end - start <= 70_000:
+                return answer.give_range(DATA)
+            else:
+                data = DATA[start : start + 70_000]
+                answer.give(206, content_range(start, end, len(DATA)), data)
+            return answer.cut()
+
+        with serving(cuts) as server:
+            check_ranges(client, server.url, ranges)
+
+    def test_503_for_several_ranges_is_waited_for(self, client: Client) -> None:
+        def busy(answer: Answer, number: int) -> None:
+            if answer.several(len(DATA)) and number == 2:
+                return answer.give(503, {"Content-Length": "0", "Retry-After": "1"}, b"")
+            return answer.give_range(DATA)
+
+        with serving(busy) as server:
+            started = time.monotonic()
+            check_ranges(client, server.url, FAR)
+            assert time.monotonic() - started >= 1.0
+
+    def test_a_file_that_is_gone_is_said_as_such(self, client: Client) -> None:
+        def gone(answer: Answer, _: int) -> None:
+            if answer.several(len(DATA)):
+                return answer.give(404, {"Content-Length": "0"}, b"")
+            return answer.give_range(DATA)
+
+        with serving(gone) as server, pytest.raises(NotFoundError, match="404"):
+            check_ranges(client, server.url, FAR)
+
+    def test_a_request_line_stays_within_what_servers_accept(self, client: Client) -> None:
+        with serving(lambda answer, _: answer.give_range(DATA)) as server:
+            check_ranges(client, server.url, [(n * 3000, 9) for n in range(1000)])
+            assert max(self.asked(server)) == MOST_RANGES
+            assert max(len(headers["Range"]) for _, headers in server.asked) < 4096
 
 
 class TestServersThatFail:
@@ -222,19 +456,23 @@ class TestServersThatFail:
         with serving(changes) as server, pytest.raises(TransportError, match="changed"):
             client.get_range(server.url, 0, MIB)
 
-    def test_one_broken_group_ends_the_call_and_its_threads(self, client: Client) -> None:
+    def test_one_broken_request_ends_the_call_and_its_threads(self, client: Client) -> None:
         def breaks(answer: Answer, number: int) -> None:
-            if number > 3:
+            if number > 8:
                 return answer.give(403, {"Content-Length": "0"}, b"")
-            return answer.give_range(DATA)
+            return one_range_only(answer, number)
 
-        with serving(breaks) as server, pytest.raises(TransportError, match="403"):
-            check_ranges(client, server.url, [(n * 200_000, 10) for n in range(15)])
+        with serving(breaks) as server:
+            check_ranges(client, server.url, FAR[:2])
+            with pytest.raises(TransportError, match="403"):
+                check_ranges(client, server.url, FAR)
+            assert len(server.asked) < 4 + len(FAR)
         assert not working_threads()
 
     def test_a_caller_that_loses_interest_ends_the_threads(self, client: Client) -> None:
-        with serving(lambda answer, _: answer.give_range(DATA)) as server:
-            found = client.get_ranges(server.url, [(n * 200_000, 10) for n in range(15)])
+        with serving(one_range_only) as server:
+            check_ranges(client, server.url, FAR[:2])
+            found = client.get_ranges(server.url, FAR)
             next(found)
             found.close()
             assert not working_threads()
@@ -418,35 +656,3 @@ def test_ctrl_c_ends_the_program_although_servers_hang(tmp_path: Path) -> None:
         assert time.monotonic() - started < 8
         assert process.returncode != 0
         stop.set()
-
-
-ranges_of = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60)), min_size=1, max_size=20)
-
-
-@given(ranges_of, st.lists(st.integers(1, 50), min_size=1, max_size=10))
-def test_ranges_are_cut_exactly_whatever_the_pieces(
-    ranges: list[tuple[int, int]], sizes: list[int]
-) -> None:
-    data = DATA[:500]
-    asked = sorted((o, o + length, row) for row, (o, length) in enumerate(ranges))
-    start = asked[0][0]
-    pieces: list[bytes] = []
-    position = start
-    while position < len(data):
-        size = sizes[len(pieces) % len(sizes)]
-        pieces.append(data[position : position + size])
-        position += size
-    found = dict(cut_ranges(pieces, start, asked))
-    assert found == {row: data[o : o + length] for row, (o, length) in enumerate(ranges)}
-
-
-@given(st.lists(st.tuples(st.integers(0, 1 << 26), st.integers(1, 1 << 22)), min_size=1))
-def test_groups_keep_every_range_and_stay_small(ranges: list[tuple[int, int]]) -> None:
-    asked = sorted((o, o + length, row) for row, (o, length) in enumerate(ranges))
-    groups = join_ranges(asked)
-    assert [one for group in groups for one in group] == asked
-    for group in groups:
-        end = max(one[1] for one in group)
-        assert end - group[0][0] <= SPAN_BYTES
-        covered = sum(one[1] - one[0] for one in group) + GAP_BYTES * (len(group) - 1)
-        assert end - group[0][0] <= covered

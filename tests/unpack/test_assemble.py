@@ -17,6 +17,7 @@ import pytest
 from packer.artifact.contents import Class
 from packer.artifact.map import Kind, Map
 from packer.errors import Error
+from packer.progress import Silent
 from packer.sources.base import Bytes, FileRange, Piece
 from packer.sources.memory import RACY_NS
 from packer.sources.store import Store
@@ -397,6 +398,7 @@ def left_over(make_bench: MakeBench, path: Path, data: bytes, disk_map: Map | No
 
 def take_up(bench: Bench) -> int:
     told: list[int] = []
+    bench.assembler.clear_rest(Silent())
     proven = bench.assembler.take_up(told.append)
     assert proven == sum(told)
     bench.check_proven()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from typing import Protocol, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, Self, runtime_checkable
 
+from formats.errors import FormatError
 from packer.artifact.manifest import Blob, Entry
 from packer.errors import InputError
 from packer.progress import Advance, ignore
@@ -40,7 +42,10 @@ class Layout(Protocol):
         """Return the bytes of index.json, at most MAX_INDEX_BYTES."""
 
     def blob_size(self, digest: str) -> int | None:
-        """Return the size of a blob in bytes, or None when the layout does not hold it."""
+        """Return the size of a blob in bytes, or None when the layout does not hold it.
+
+        A layout that is `Expecting` may find out only when the blob is read.
+        """
 
     def read(self, digest: str, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes of the blob named "sha256:…" from `offset`.
@@ -59,6 +64,17 @@ class Layout(Protocol):
 
     def close(self) -> None:
         """Give back what is open."""
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A layout that would have to ask somebody else for a blob's size."""
+
+    def expect(self, blobs: Iterable[Blob]) -> None:
+        """Take these blobs to be there and as large as a manifest says, until reading shows more.
+
+        A size that is wrong bounds what can be read; it never makes bytes right.
+        """
 
 
 class BlobWriter(Protocol):
@@ -103,6 +119,9 @@ class LayoutWriter(Protocol):
         Raises InputError when the other layout holds other bytes under that name.
         """
 
+    def medium_bytes(self, blob_sizes: Sequence[int]) -> int:
+        """Return how large the whole layout is with blobs of these sizes, manifests included."""
+
     def finish(self, packs: Sequence[Entry]) -> tuple[Blob, ...]:
         """Write manifests and index.json, make all of it durable, give it its final name.
 
@@ -116,6 +135,25 @@ class LayoutWriter(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+@contextlib.contextmanager
+def reading(location: str) -> Iterator[None]:
+    """Turn what file or format say against reading a layout into an InputError."""
+    try:
+        yield
+    except (OSError, FormatError) as error:
+        raise InputError(
+            f"cannot read {location}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+
+
+def most_index_bytes(blobs: int) -> int:
+    """Return an upper bound of the size of index.json in a layout of so many blobs.
+
+    A pack has several of them, and its entry less than 1 KiB.
+    """
+    return 1024 + 256 * blobs
 
 
 def blob_hex(digest: str, location: str) -> str:

@@ -17,6 +17,7 @@ from packer.artifact.layout.base import (
     MAX_LAYOUT_FILE_BYTES,
     blob_hex,
     check_range,
+    most_index_bytes,
 )
 from packer.artifact.layout.staging import (
     StagedWriter,
@@ -24,9 +25,15 @@ from packer.artifact.layout.staging import (
     temporary_name,
     writing,
 )
-from packer.artifact.manifest import Blob, Entry, check_oci_layout
+from packer.artifact.manifest import OCI_LAYOUT, Blob, Entry, check_oci_layout
 from packer.durable import sync_directory
 from packer.errors import InputError, UsageError
+
+CLUSTER_BYTES = 32 << 10
+"""What a file on a stick is rounded up to: FAT32 and exFAT of up to 32 GB come so formatted."""
+
+NAME_BYTES = 256
+"""What a name of 64 characters takes in a folder of FAT or exFAT."""
 
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
@@ -162,6 +169,13 @@ class DirectoryWriter(StagedWriter):
                 f"{path} exists and is no OCI layout", hint="choose another name, or remove it"
             )
         super().__init__(path, replace=replace, durable=True)
+
+    def medium_bytes(self, blob_sizes: Sequence[int]) -> int:
+        """Return what files of these sizes take on a medium with clusters of CLUSTER_BYTES."""
+        files = (*blob_sizes, most_index_bytes(len(blob_sizes)), len(OCI_LAYOUT))
+        clusters = sum(-(-size // CLUSTER_BYTES) for size in files)
+        folders = 3 + len(files) * NAME_BYTES // CLUSTER_BYTES
+        return CLUSTER_BYTES * (clusters + folders)
 
     def finish(self, packs: Sequence[Entry]) -> tuple[Blob, ...]:
         """Write manifests and index.json, make all of it durable, rename it into place."""

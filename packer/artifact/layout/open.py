@@ -9,6 +9,7 @@ from packer.artifact.layout.base import Layout, LayoutWriter
 from packer.artifact.layout.directory import DirectoryLayout, DirectoryWriter
 from packer.artifact.layout.tar import TarWriter, open_tar
 from packer.errors import InputError, UsageError
+from packer.transport.registry_reference import is_reference
 
 LAYOUT_NAMES = (b"oci-layout", b"index.json", b"blobs/", b"./")
 """With what a layout's tar begins, whoever wrote it."""
@@ -35,9 +36,14 @@ def open_layout(path: str | Path) -> Layout:
 def create_layout(path: str | Path, *, replace: bool = False) -> LayoutWriter:
     """Return a writer: of a directory where the path ends in "/" or is one, else of a tar file.
 
-    replace: whether a layout that has this name may be replaced. Raises UsageError when the name
-    is taken or cannot be one.
+    An address oci://… gives a writer into a registry. replace: whether a layout that has this name
+    may be replaced. Raises UsageError when the name is taken or cannot be one.
     """
+    if is_reference(str(path)):
+        # Here, because the HTTP libraries take as long to load as all the rest.
+        from packer.artifact.layout.registry import RegistryWriter
+
+        return RegistryWriter(str(path), replace=replace)
     place = Path(path)
     try:
         is_folder = str(path).endswith("/") or place.is_dir()

@@ -12,7 +12,6 @@ looked at, and each may occur once; names never become paths.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -21,14 +20,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from formats.errors import FormatError
-from formats.source import FileSource
+from formats.source import FileSource, Readable
 from packer.artifact.layout.base import (
     COPY_BYTES,
     MAX_INDEX_BYTES,
     MAX_LAYOUT_FILE_BYTES,
     blob_hex,
     check_range,
+    most_index_bytes,
+    reading,
 )
 from packer.artifact.layout.staging import (
     StagedWriter,
@@ -39,12 +39,12 @@ from packer.artifact.layout.tar_members import (
     END,
     MAX_MEMBERS,
     Member,
-    Readable,
     encode_header,
     next_member,
+    padded,
     padding,
 )
-from packer.artifact.manifest import Blob, Entry, check_oci_layout
+from packer.artifact.manifest import OCI_LAYOUT, Blob, Entry, check_oci_layout
 from packer.durable import sync_directory
 from packer.errors import Error, InputError, UsageError
 
@@ -130,7 +130,7 @@ class TarLayout:
 
     def _find(self, name: str) -> Member | None:
         """Return the member of that name; walk on until it was met or the file ends."""
-        with self._lock, _reading(self.location):
+        with self._lock, reading(self.location):
             while name not in self._members and self._position is not None:
                 self._step(self._position)
             return self._members.get(name)
@@ -155,7 +155,7 @@ class TarLayout:
         self._position = member.end
 
     def _pread(self, offset: int, length: int) -> bytes:
-        with _reading(self.location):
+        with reading(self.location):
             return self._source.direct(offset, length)
 
 
@@ -179,23 +179,13 @@ class _Ahead:
 
 def open_tar(path: Path) -> TarLayout:
     """Return the layout in a local tar file. Raises InputError when it holds none."""
-    with _reading(str(path)):
+    with reading(str(path)):
         source = FileSource(path)
     try:
         return TarLayout(source, str(path), on_close=source.close)
     except Error:
         source.close()
         raise
-
-
-@contextlib.contextmanager
-def _reading(location: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, FormatError) as error:
-        raise InputError(
-            f"cannot read {location}: {getattr(error, 'strerror', None) or error}"
-        ) from error
 
 
 class TarWriter(StagedWriter):
@@ -211,6 +201,11 @@ class TarWriter(StagedWriter):
         elif path.exists() and not path.is_file():
             raise UsageError(f"{path} exists and is no file", hint="choose another name")
         super().__init__(path, replace=replace, durable=False)
+
+    def medium_bytes(self, blob_sizes: Sequence[int]) -> int:
+        """Return the size of the tar file with blobs of these sizes, manifests included."""
+        members = (len(OCI_LAYOUT), most_index_bytes(len(blob_sizes)), *blob_sizes)
+        return len(END) + sum(len(encode_header("", size)) + padded(size) for size in members)
 
     def finish(self, packs: Sequence[Entry]) -> tuple[Blob, ...]:
         """Put the tar file together, make it durable, give it its name."""

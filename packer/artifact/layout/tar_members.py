@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Protocol
 
+from formats.source import Readable
 from packer.errors import InputError
 
 BLOCK_BYTES = 512
@@ -42,17 +42,6 @@ _EXTENSIONS = (_PAX, _PAX_GLOBAL, _GNU_LONG_NAME, _GNU_LONG_LINK)
 _NUMBER = re.compile(rb" *([0-7]*)[ \0]*")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,7}) ")
 _DECIMAL = re.compile(rb"[0-9]{1,19}")
-
-
-class Readable(Protocol):
-    """Bytes at offsets, like `formats.source.Source`; only what a tar file needs."""
-
-    @property
-    def size(self) -> int:
-        """Length in bytes."""
-
-    def pread(self, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes from `offset`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +106,12 @@ def encode_header(name: str, size: int) -> bytes:
 
 def padding(size: int) -> bytes:
     """Return the zeros that follow `size` bytes of data."""
-    return bytes(-size % BLOCK_BYTES)
+    return bytes(padded(size) - size)
+
+
+def padded(size: int) -> int:
+    """Return how many bytes `size` bytes of data take with the zeros that follow them."""
+    return size + -size % BLOCK_BYTES
 
 
 def _parse(header: bytes, position: int, location: str) -> tuple[Member, bytes]:

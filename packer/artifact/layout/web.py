@@ -1,26 +1,28 @@
 """A layout on a web server: a static directory, or one tar file read through HTTP Range.
 
 No server software is needed beyond what hands out files. Nothing that the server says is believed
-further than its sizes; digests are compared by whoever reads.
+further than its sizes; digests are compared by whoever reads. The sizes that a manifest tells are
+not asked for again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from urllib.parse import urlsplit, urlunsplit
 
 from packer.artifact.layout.base import (
     MAX_INDEX_BYTES,
     MAX_LAYOUT_FILE_BYTES,
+    Expecting,
     Layout,
     blob_hex,
     check_range,
 )
 from packer.artifact.layout.tar import TarLayout
-from packer.artifact.manifest import check_oci_layout
+from packer.artifact.manifest import Blob, check_oci_layout
 from packer.errors import Error, InputError, UsageError
 from packer.transport.http import Client, ForbiddenError, NotFoundError
-from packer.transport.response import visible
+from packer.transport.response import is_address, visible
 
 
 class WebLayout:
@@ -35,7 +37,7 @@ class WebLayout:
     remote = True
 
     def __init__(self, url: str, client: Client | None = None) -> None:
-        if not _is_address(url):
+        if not is_address(url):
             raise UsageError(f"{url}: expected an address like https://host/directory/")
         self.location = visible(url)
         self._client = client or Client()
@@ -64,18 +66,15 @@ class WebLayout:
         """Yield (row, bytes) for each (offset, length); neighbours travel together."""
         return self._layout.read_many(digest, ranges)
 
+    def expect(self, blobs: Iterable[Blob]) -> None:
+        """Take note of sizes that need not be asked for."""
+        if isinstance(self._layout, Expecting):
+            self._layout.expect(blobs)
+
     def close(self) -> None:
         """Give back the connections, unless they belong to somebody else."""
         if not self._shared:
             self._client.close()
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _open(url: str, client: Client) -> Layout:
@@ -110,14 +109,18 @@ class _Directory:
         self._url = url
         self._client = client
         self._sizes: dict[str, int | None] = {}
+        self._index: bytes | None = None
         marker = client.get_bytes(_below(url, "oci-layout"), MAX_LAYOUT_FILE_BYTES)
         check_oci_layout(marker, f"{self.location}: oci-layout")
 
     def index(self) -> bytes:
-        try:
-            return self._client.get_bytes(_below(self._url, "index.json"), MAX_INDEX_BYTES)
-        except NotFoundError as error:
-            raise InputError(f"{self.location}: expected index.json, found none") from error
+        if self._index is None:  # it is looked at for its names, then for one of them
+            try:
+                url = _below(self._url, "index.json")
+                self._index = self._client.get_bytes(url, MAX_INDEX_BYTES)
+            except NotFoundError as error:
+                raise InputError(f"{self.location}: expected index.json, found none") from error
+        return self._index
 
     def blob_size(self, digest: str) -> int | None:
         # Two threads may both ask for a size that is not known yet; both get the same answer.
@@ -128,16 +131,24 @@ class _Directory:
                 self._sizes[digest] = None
         return self._sizes[digest]
 
+    def expect(self, blobs: Iterable[Blob]) -> None:
+        for blob in blobs:
+            self._sizes.setdefault(blob.digest, blob.size)
+
     def read(self, digest: str, offset: int, length: int) -> bytes:
-        check_range(self.location, digest, self.blob_size(digest), offset, length)
-        return self._client.get_range(self._blob(digest), offset, length)
+        ((_row, data),) = self.read_many(digest, [(offset, length)])
+        return data
 
     def read_many(
         self, digest: str, ranges: Sequence[tuple[int, int]]
     ) -> Iterator[tuple[int, bytes]]:
         for offset, length in ranges:
             check_range(self.location, digest, self.blob_size(digest), offset, length)
-        return self._client.get_ranges(self._blob(digest), ranges)
+        try:
+            yield from self._client.get_ranges(self._blob(digest), ranges)
+        except NotFoundError:
+            self._sizes[digest] = None  # the manifest names it all the same
+            check_range(self.location, digest, None, 0, 0)
 
     def close(self) -> None:
         pass  # the client belongs to WebLayout

@@ -1,0 +1,54 @@
+"""`--want LIST`: what a rebuild lacks, written down for a machine that has a network."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from packer.artifact.opened import OpenedPack
+from packer.artifact.want import WantReport, refuse_other
+from packer.text import format_bytes
+
+
+def add_want(parser: argparse.ArgumentParser) -> None:
+    """Add the option."""
+    parser.add_argument(
+        "--want",
+        metavar="LIST",
+        help="if contents are missing, write a list of them for 'vmpack fill'",
+    )
+
+
+def check_want(options: argparse.Namespace, pack: OpenedPack) -> None:
+    """Raise UsageError, before the work, if the list cannot have its name."""
+    if options.want is not None:
+        refuse_other(options.want, pack)
+
+
+def as_json(report: WantReport) -> dict[str, object]:
+    """Return what was written, for machines."""
+    return {
+        "output": str(report.output),
+        "bytes": report.stored_bytes,
+        "pack": report.ref_name,
+        "identity": report.identity,
+        "contents": report.contents,
+        "content_bytes": report.content_bytes,
+    }
+
+
+def print_want(report: WantReport, sources: list[str]) -> None:
+    """Print what was written and what to do with it.
+
+    sources: to be named besides the filled list, when what they have is not kept yet.
+    """
+    filled = report.output.with_suffix(".vmpack").name
+    print(
+        f"{report.output}  {format_bytes(report.stored_bytes)}, asks for "
+        f"{report.contents:,} contents, {format_bytes(report.content_bytes)}"
+    )
+    print("  on a machine with a network, which must trust the pack's signer, too:")
+    print(f"    {shlex.join(['vmpack', 'fill', report.output.name, '-o', filled])}")
+    print("  then here, the same command with")
+    named = [word for uri in (f"pack:{filled}", *sources) for word in ("--from", uri)]
+    print(f"    {shlex.join(named)}")

@@ -1,0 +1,234 @@
+"""What a disk can be written to: a block device, an image file that is there, or a new one.
+
+Nothing here writes. What must never be overwritten is refused, whoever agrees to it: the disk
+that this host runs from, what is mounted, what another program uses.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from formats.container.detect import detect
+from formats.source import FileSource
+from packer.errors import Error, InUseError, UsageError
+from packer.media.block_tree import BlockTree
+from packer.survey.block_devices import kernel_text
+from packer.survey.child import clean_text
+from packer.survey.in_use import findings
+from packer.text import format_bytes
+
+_SECTOR_BYTES = 512
+"""The unit of `size` in sysfs, whatever the device's own sectors are."""
+
+_SYSTEM_POINTS = frozenset(("/", "/boot", "/boot/efi", "/efi", "/usr", "/var"))
+_SYSTEM_HINT = "nothing overrides this: name another device (lsblk shows what there is)"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a disk is to go, as it was found; two of them are equal only if nothing has changed.
+
+    path: without symbolic links. name: what a person calls it, "sdb" or "disk.img". size: bytes; 0
+    for a file that is not there yet. sector_size: logical sector in bytes; 0 for a file, which
+    has none. model: "SanDisk Ultra", "" if unknown. is_new: a file that is not there yet.
+    number: of a block device, "8:16"; "" for a file. identity: what another medium, or a file
+    that was put in its place, would have otherwise.
+    """
+
+    path: Path
+    name: str
+    size: int
+    sector_size: int = 0
+    model: str = ""
+    removable: bool = False
+    usb: bool = False
+    is_new: bool = False
+    number: str = ""
+    identity: str = ""
+
+    @property
+    def is_block_device(self) -> bool:
+        """Whether it is a block device."""
+        return bool(self.number)
+
+
+def look_at(path: str | Path) -> Device:
+    """Return what a path leads to; symbolic links (`/dev/disk/by-id/…`) are followed.
+
+    Raises UsageError for what is neither a block device nor a regular file, and for a device that
+    is not there.
+    """
+    try:
+        place = Path(path).resolve()
+        status = place.stat()
+    except FileNotFoundError:
+        return _new_file(place)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise UsageError(f"{path}: cannot be looked at: {error}") from error
+    if stat.S_ISBLK(status.st_mode):
+        number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+        return block_device(place, number)
+    if stat.S_ISREG(status.st_mode):
+        identity = f"{status.st_dev}:{status.st_ino}"
+        return Device(place, place.name, status.st_size, identity=identity)
+    raise UsageError(f"{path}: is neither a block device nor a disk image")
+
+
+def block_device(path: Path, number: str, root: Path = Path("/")) -> Device:
+    """Return what the kernel says about a block device.
+
+    number: "8:16". root: below which `sys` lies. Raises UsageError when it knows no such device
+    or it holds no medium.
+    """
+    try:
+        folder = (root / "sys/dev/block" / number).resolve(strict=True)
+        disk = folder.parent if (folder / "partition").exists() else folder
+        size = int(kernel_text(folder / "size")) * _SECTOR_BYTES
+        sector_size = int(kernel_text(disk / "queue/logical_block_size"))
+        if kernel_text(folder / "ro").strip() == "1":
+            raise UsageError(
+                f"{path}: is write-protected", hint="look for a switch on the medium or its adapter"
+            )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: the kernel does not know this device: {error}") from error
+    if size == 0:
+        raise UsageError(f"{path}: holds no medium", hint="put one in")
+    return Device(
+        path,
+        folder.name,
+        size,
+        sector_size,
+        _model(disk),
+        _fact(disk / "removable") == "1",
+        any(part.startswith("usb") for part in disk.parts),
+        number=number,
+        identity=f"{_fact(disk / 'diskseq')} {_fact(disk / 'device/serial')}".strip(),
+    )
+
+
+def refuse_if_unfit(device: Device, disk_bytes: int, sector_size: int) -> None:
+    """Raise UsageError when a disk of that size, with sectors of that size, does not go there."""
+    if not device.is_new and device.size < disk_bytes:
+        raise UsageError(
+            f"{device.path}: too small: the disk has {disk_bytes:,} bytes "
+            f"({format_bytes(disk_bytes)}), this {device.size:,} ({format_bytes(device.size)})",
+            hint="name a larger one; nothing was written",
+        )
+    if device.sector_size and device.sector_size != sector_size:
+        raise UsageError(
+            f"{device.path}: expected sectors of {sector_size} bytes, as the pack's disk has them, "
+            f"found {device.sector_size}: its partition table would mean other places there",
+            hint="name a device with such sectors, or an image file",
+        )
+    if not device.is_new and not device.is_block_device:
+        _refuse_container(device.path)
+
+
+def refuse_if_needed(
+    device: Device, kept: Iterable[tuple[Path, str]], tree: BlockTree | None = None
+) -> None:
+    """Raise InUseError when anything on the device is used; nothing overrides that.
+
+    kept: (path, what it is) of files and folders that must not be lost ("the store").
+    """
+    if device.is_block_device:
+        running = (Path(sys.prefix).resolve(), "vmpack")
+        try:
+            _refuse_system_disk(device, [*kept, running], tree or BlockTree())
+        except OSError as error:
+            raise Error(f"{device.path}: what is mounted cannot be told: {error}") from error
+    elif not device.is_new:
+        _refuse_kept_file(device, kept)
+    if not device.is_new:
+        _refuse_used(device)
+
+
+def _new_file(place: Path) -> Device:
+    if place.is_relative_to("/dev") and not place.is_relative_to("/dev/shm"):
+        raise UsageError(f"{place}: there is no such device", hint="lsblk shows those there are")
+    if not place.parent.is_dir():
+        raise UsageError(f"{place}: there is no folder {place.parent}")
+    return Device(place, place.name, 0, is_new=True)
+
+
+def _refuse_container(path: Path) -> None:
+    try:
+        with FileSource(path) as file:
+            container = detect(file)
+    except OSError as error:
+        raise Error(f"{path}: cannot be read: {error.strerror or error}") from error
+    if container != "raw":
+        raise UsageError(
+            f"{path}: is a {container} image; the raw disk would not fit into it",
+            hint=f"vmpack unpack --format {container} --force replaces it",
+        )
+
+
+def _refuse_system_disk(device: Device, kept: Iterable[tuple[Path, str]], tree: BlockTree) -> None:
+    name = tree.name_of(device.number) or device.name
+    whole = tree.whole_disk(name)
+    points: dict[str, list[str]] = {}
+    for path, what in kept:
+        points.setdefault(tree.mount_point_of(path), []).append(what)
+    uses = tree.uses_of(whole)
+    system = [use for use in uses if use in _SYSTEM_POINTS or use.startswith("swap (")]
+    system += [what for use in uses if use not in system for what in points.get(use, ())]
+    if system:
+        part = f"a part of /dev/{whole}, " if whole != name else ""
+        raise InUseError(
+            clean_text(
+                f"{device.path}: is {part}a disk that this host runs from; it holds "
+                f"{', '.join(dict.fromkeys(system))}"
+            ),
+            hint=_SYSTEM_HINT,
+        )
+    mounted = tree.uses_of(name)
+    if mounted:
+        raise InUseError(
+            clean_text(f"{device.path}: is mounted at {', '.join(mounted)}"),
+            hint=clean_text(f"unmount it first: umount {shlex.join(mounted)}"),
+        )
+
+
+def _refuse_kept_file(device: Device, kept: Iterable[tuple[Path, str]]) -> None:
+    for path, what in kept:
+        if device.path.is_relative_to(path) or (path.exists() and device.path.samefile(path)):
+            raise InUseError(f"{device.path}: is {what}, or a part of it")
+
+
+def _refuse_used(device: Device) -> None:
+    try:
+        found = findings(device.path)
+    except OSError as error:
+        hint = "only root may write to devices: sudo" if device.is_block_device else ""
+        raise Error(f"{device.path}: cannot be opened: {error.strerror}", hint=hint) from error
+    if found:
+        raise InUseError(
+            f"{device.path}: is in use: {clean_text('; '.join(found))}",
+            hint="close what uses it and try again",
+        )
+
+
+def _model(disk: Path) -> str:
+    """Return vendor and model, or what a virtual device stands for."""
+    words = [_fact(disk / "device" / name) for name in ("vendor", "model", "name")]
+    if any(words) and not words[0].startswith("0x"):
+        return " ".join(word for word in words if word)
+    backing = _fact(disk / "loop/backing_file")
+    if backing:
+        return f"loop device on {backing}"
+    mapped = _fact(disk / "dm/name")
+    return f"device-mapper {mapped}" if mapped else ""
+
+
+def _fact(path: Path) -> str:
+    try:
+        return clean_text(kernel_text(path).strip())
+    except OSError:
+        return ""
