@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint demo bench guests host-packages lock clean
+.PHONY: help test lint demo demo-image bench guests host-packages lock clean
 
 help:  ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ lint: $(STAMP)  ## style and types
 
 demo: host-packages $(STAMP)  ## build a guest, pack, sign, carry, rebuild, prove, boot it
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m fixtures.demo
+
+demo-image: host-packages $(STAMP)  ## run the nightly job of examples/ci, step by step
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m fixtures.demo_image
 
 bench: host-packages $(STAMP)  ## measure against peers, side by side; writes build/bench/
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m benchmarks.run

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
         InUseError,
         MismatchError,
         MissingError,
+        PolicyError,
         TrustError,
         UsageError,
     )
+    from packer.inspect.diff import Difference, diff_packs
     from packer.inspect.image import ImageReport, inspect_image
     from packer.inspect.pack import PackSummary, inspect_pack
     from packer.pack.pack import PackOptions, PackReport, pack
@@ -41,9 +43,11 @@ _HOMES = {
         "InputError",
         "MismatchError",
         "MissingError",
+        "PolicyError",
         "TrustError",
         "UsageError",
     ),
+    "packer.inspect.diff": ("Difference", "diff_packs"),
     "packer.inspect.image": ("ImageReport", "inspect_image"),
     "packer.inspect.pack": ("PackSummary", "inspect_pack"),
     "packer.pack.pack": ("PackOptions", "PackReport", "pack"),
@@ -55,6 +59,7 @@ _HOMES = {
 
 __all__ = [
     "CopyReport",
+    "Difference",
     "DryRun",
     "Error",
     "Extent",
@@ -68,12 +73,14 @@ __all__ = [
     "PackOptions",
     "PackReport",
     "PackSummary",
+    "PolicyError",
     "SourceOpener",
     "TrustError",
     "UnpackReport",
     "UsageError",
     "VerifyReport",
     "copy_packs",
+    "diff_packs",
     "dry_run",
     "inspect_image",
     "inspect_pack",

@@ -34,7 +34,7 @@ PAGES = sorted(
     ]
 )
 FORMAT = ROOT / "docs" / "format.md"
-NOT_OF_VMPACK = {"--verify", "--long", "--sparse", "--scale"}
+NOT_OF_VMPACK = {"--patch-from", "--verify", "--long", "--sparse", "--scale"}
 """Options of other programs that the pages name."""
 
 DOCUMENTED_ELSEWHERE = {"--help"}
@@ -162,12 +162,13 @@ def test_inline_commands_name_verbs() -> None:
 def test_the_help_of_each_verb_shows_an_example_that_parses(verb: str) -> None:
     parser = parsers()[verb]
     shown = parser.format_help()
-    example = (parser.epilog or "").partition("example:\n")[2].strip()
-    assert example
-    assert example in shown
-    words = shlex.split(example)
-    assert words[:2] == ["vmpack", verb]
-    build_parser().parse_args(words[1:])
+    examples = (parser.epilog or "").partition("example:\n")[2].strip()
+    assert examples
+    assert examples in shown
+    for example in examples.splitlines():
+        words = shlex.split(example)
+        assert words[:2] == ["vmpack", verb]
+        build_parser().parse_args(words[1:])
 
 
 def test_the_help_of_the_command_shows_examples_that_parse() -> None:

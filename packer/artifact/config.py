@@ -77,6 +77,13 @@ class Guest(msgspec.Struct, frozen=True):
     architecture: Text = ""
     firmware: Text = ""
 
+    @property
+    def line(self) -> str:
+        """Return what is installed: "Debian GNU/Linux 12 (bookworm), x86_64, bios"."""
+        name = self.name or " ".join(part for part in (self.id, self.release) if part)
+        words = [name or f"{self.family} guest", self.architecture, self.firmware]
+        return ", ".join(word for word in words if word)
+
 
 class Disk(msgspec.Struct, frozen=True):
     """One disk: sizes in bytes, digest and size of its uncompressed map."""

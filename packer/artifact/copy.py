@@ -115,6 +115,7 @@ def copy_packs(
     total += sum(chosen.sizes) if chosen else 0
     if extent is Extent.FULL:
         total += sum(one.size for pack in packs for one in pack.manifest.deltas() or ())
+    writer.check_room([Blob(layer.digest, layer.size) for layer in whole.values()])
     verb = "fetching" if any(pack.layout.remote for pack in packs) else "copying"
     with progress.stage(verb, total) as advance:
         for digest, layer in whole.items():

@@ -188,7 +188,14 @@ def load_private(path: Path, passphrase: Passphrase | None = None) -> PrivateKey
     passphrase: asked once, only for a key that is encrypted. Raises InputError when the file
     holds no usable key, UsageError when others may read it or the passphrase is missing or wrong.
     """
-    data = _read(path, private=True)
+    return parse_private(_read(path, private=True), path, passphrase)
+
+
+def parse_private(data: bytes, path: Path, passphrase: Passphrase | None = None) -> PrivateKey:
+    """Return the key that these bytes of an OpenSSH private key file are.
+
+    path: names them in errors and questions. Raises as `load_private` does.
+    """
     algorithm, blob, encrypted = _inspect(data, path)
     _check_algorithm(algorithm, str(path))
     if encrypted and passphrase is None:

@@ -68,11 +68,16 @@ class Succession:
 
 
 def succession(
-    key: PublicKey, name: str, known: Sequence[Replacement], carried: Sequence[Rotation] = ()
+    key: PublicKey,
+    name: str,
+    known: Sequence[Replacement],
+    carried: Sequence[Rotation] = (),
+    what: str = "pack",
 ) -> Succession:
     """Return the line of keys that begins with a key of a rule.
 
-    name: of the pack. known: what the host goes by. carried: statements of the pack, proven.
+    name: of the pack. known: what the host goes by. carried: statements of the pack, proven. what:
+    names the pack in errors.
     Raises TrustError when the carried ones contradict each other or lead in a circle.
     """
     keys, steps, counts = [key], list[Rotation](), [True]
@@ -82,10 +87,10 @@ def succession(
         counts[-1] = step.keep_old
         _append(keys, steps, counts, step.rotation)
     before = len(steps)
-    while rotation := _next_carried(keys[-1], name, carried):
+    while rotation := _next_carried(keys[-1], name, carried, what):
         if rotation.new in keys:
             raise TrustError(
-                f"statements about replaced keys lead in a circle: {rotation.sentence}",
+                f"{what}: statements about replaced keys lead in a circle: {rotation.sentence}",
                 hint="ask the author which of these keys is the one in use",
             )
         _append(keys, steps, counts, rotation)
@@ -180,13 +185,15 @@ def _next_known(key: PublicKey, name: str, known: Iterable[Replacement]) -> Repl
     return next((one for one in known if one.rotation.old == old and one.rotation.fits(name)), None)
 
 
-def _next_carried(key: PublicKey, name: str, carried: Iterable[Rotation]) -> Rotation | None:
+def _next_carried(
+    key: PublicKey, name: str, carried: Iterable[Rotation], what: str
+) -> Rotation | None:
     old = key.fingerprint
     steps = [one for one in carried if one.old == old and one.fits(name)]
     for other in steps[1:]:
         if other.new != steps[0].new:
             raise TrustError(
-                f"contradicting statements: {steps[0].sentence}, and {other.sentence}",
+                f"{what}: contradicting statements: {steps[0].sentence}, and {other.sentence}",
                 hint="one of the two was not made by the key's owner: ask, in another way than "
                 "the one by which this pack came",
             )

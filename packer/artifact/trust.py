@@ -152,23 +152,26 @@ def judge(
         raise _unknown(opened, claimed, what, wrong)
     config = configs.decode(config_bytes, f"{what}: config")
     lines = {
-        rule: tuple(succession(key, config.name, known, carried) for key in rule.keys)
+        rule: tuple(succession(key, config.name, known, carried, what) for key in rule.keys)
         for rule in rules
         if rule.fits(config.name)
     }
-    places = {rule: _places(line, signed) for rule, line in lines.items()}
-    accepted = [rule for rule, found in places.items() if _enough(rule, found)]
-    counted = named.union(place.key for rule in accepted for place in places[rule])
-    if not counted:
-        _check_adoption(known, (one for one in carried if one.new in signed))
-        raise _refusal(lines, places, signed, config.name, what)
-    taken = [place for rule in accepted for place in places[rule]]
-    rotations = tuple(dict.fromkeys(step for one in taken for step in one.line.used(one.signer)))
-    _check_adoption(known, rotations)
-    authorities = _authorities(accepted, taken, named)
+    accepted = {
+        rule: signing
+        for rule, line in lines.items()
+        if _enough(rule, signing := _places(line, signed))
+    }
+    if not accepted and not named:
+        _check_adoption(known, (one for one in carried if one.new in signed), what)
+        raise _refusal(lines, signed, config.name, what)
+    places = [place for signing in accepted.values() for place in signing]
+    rotations = tuple(dict.fromkeys(step for one in places for step in one.line.used(one.signer)))
+    _check_adoption(known, rotations, what)
+    authorities = _authorities(accepted, places, named)
     notes = _check_versions(config, digest, authorities, memory, allow_older, what)
     notes += tuple(f"{one.sentence}; both keys signed that" for one in rotations)
     notes += _named_anyway(named, known, config.name)
+    counted = named.union(place.key for place in places)
     return Verdict(config, digest, counted, authorities, notes, rotations)
 
 
@@ -205,10 +208,13 @@ def _authorities(
     return tuple(sorted(found | {f"key {key.fingerprint}" for key in keys.union(named)}))
 
 
-def _check_adoption(known: Sequence[Replacement], rotations: Iterable[Rotation]) -> None:
+def _check_adoption(known: Sequence[Replacement], rotations: Iterable[Rotation], what: str) -> None:
     """Raise TrustError for rotations that contradict what this host goes by."""
-    for rotation in rotations:
-        known = adopt(known, rotation, since="")
+    try:
+        for rotation in rotations:
+            known = adopt(known, rotation, since="")
+    except TrustError as error:
+        raise TrustError(f"{what}: {error}", hint=error.hint) from error
 
 
 def _named_anyway(
@@ -255,7 +261,6 @@ def _unknown(
 
 def _refusal(
     lines: Mapping[Rule, tuple[Succession, ...]],
-    places: Mapping[Rule, tuple[_Place, ...]],
     signed: frozenset[PublicKey],
     name: str,
     what: str,
@@ -263,7 +268,7 @@ def _refusal(
     """Return why no rule accepts a pack of this name although a known key signed it."""
     prints = ", ".join(sorted(key.fingerprint for key in signed))
     gone = [step for rule in lines for line in lines[rule] if (step := line.replaced(signed))]
-    short = [rule for rule, found in places.items() if found]
+    short = [rule for rule, line in lines.items() if _places(line, signed)]
     if gone:
         return TrustError(
             f"{what} is signed by a key that was replaced: on this host {gone[0].sentence}",

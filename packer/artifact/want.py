@@ -119,15 +119,14 @@ def write_want(pack: OpenedPack, rows: Rows, output: str | Path) -> WantReport:
     refuse_other(output, pack)
     with create_layout(output, replace=True) as writer:
         entry = write_tables(pack, rows, no_frames(), {}, writer)
-        (manifest,) = writer.finish([entry])
-        stored_bytes = medium_bytes(writer, entry, manifest)
+        writer.finish([entry])
     return WantReport(
         Path(output),
         pack.config.ref_name,
         pack.config_digest,
         len(rows),
         int(pack.map.contents.size[rows].sum()),
-        stored_bytes,
+        sum(blob.size for blob in entry.manifest.blobs()),
     )
 
 
@@ -164,8 +163,3 @@ def write_tables(
     want = writer.add(compress(encode_want(pack.config_digest, rows), INDEX_LEVEL))
     manifest = manifests.copy_of(pack.manifest, frame_index, bundles, want=want)
     return Entry(manifest, pack.config.ref_name)
-
-
-def medium_bytes(writer: LayoutWriter, entry: Entry, manifest: Blob) -> int:
-    """Return how large a layout with this pack alone is."""
-    return writer.medium_bytes([manifest.size, *(blob.size for blob in entry.manifest.blobs())])

@@ -90,8 +90,9 @@ def _print_classes(found: Difference) -> None:
         *(_class_row(row.what, row) for row in found.classes),
     ]
     for what, before, after in (
-        ("map, hints, index", old.table_bytes, new.table_bytes),
         ("carried, not used", old.idle_bytes, new.idle_bytes),
+        ("deltas", old.delta_bytes, new.delta_bytes),
+        ("map, hints, index", old.table_bytes, new.table_bytes),
     ):
         if before or after:
             rows.append((what, "", "", "", "", *_three(before, after)))
@@ -191,8 +192,9 @@ def _side_as_json(side: Side) -> dict[str, object]:
         "contents": side.whole.contents,
         "bytes": side.whole.size_bytes,
         "stored_bytes": side.stored_bytes,
-        "table_bytes": side.table_bytes,
         "idle_bytes": side.idle_bytes,
+        "delta_bytes": side.delta_bytes,
+        "table_bytes": side.table_bytes,
     }
 
 

@@ -84,14 +84,13 @@ def _as_json(report: FillReport) -> dict[str, object]:
 
 
 def _print(report: FillReport, seconds: float) -> None:
-    part = "all" if not report.missing else f"{report.found[0]:,} of"
+    part = f"{report.found[0]:,} of" if report.missing else "all"
     print(
-        f"{report.output}  {format_bytes(report.stored_bytes)}, holds {part} "
-        f"{report.wanted[0]:,} contents that {report.ref_name} wants, "
-        f"{format_bytes(report.found[1])}, {seconds:.1f} s"
+        f"{report.output}  {format_bytes(report.stored_bytes)}: {part} {report.wanted[0]:,} "
+        f"contents wanted of {report.ref_name}, {format_bytes(report.found[1])}, {seconds:.1f} s"
     )
     print_supplied(report.supplied, report.resumed_bytes, "left by an interrupted run")
     print_missing(report.missing)
     if report.missing:
-        again = ["vmpack", "fill", str(report.output), "-o", "fuller.vmpack", "--from", "…"]
-        print(f"  it can be used as it is, or filled further: {shlex.join(again)}")
+        further = shlex.join(["vmpack", "fill", str(report.output), "-o", "fuller.vmpack"])
+        print(f"it can be used as it is, or filled further from other sources: {further}")

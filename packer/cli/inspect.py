@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 
 from packer.cli.options import add_common, add_verb, jobs_of, print_json, progress_of, today
-from packer.cli.show import guest_line
 from packer.errors import UsageError
 from packer.guest.privacy import Finding, summary
 from packer.inspect.image import ImageReport, inspect_image
@@ -90,7 +89,7 @@ def _print_image(report: ImageReport, *, files: bool, privacy: bool) -> None:
         f"{report.path}  {report.container}, disk of {format_bytes(report.size)}, "
         f"{_table_words(report.table)}"
     )
-    print(f"  {guest_line(report.guest)}")
+    print(f"  {report.guest.line}")
     _heading("volumes")
     print(format_table([_volume_row(one) for one in report.volumes], "><>><<"))
     _heading("boot set: travels in every copy")
@@ -156,7 +155,7 @@ def _print_pack(summary: PackSummary) -> None:
     config = summary.config
     print(f"{summary.location}  {format_bytes(summary.stored_bytes)}")
     print(f"  {config.ref_name}  {summary.identity}")
-    print(f"  {guest_line(config.guest)}, disk of {format_bytes(config.disks[0].size)}")
+    print(f"  {config.guest.line}, disk of {format_bytes(config.disks[0].size)}")
     signers = ", ".join(summary.signers)
     print(f"  signed by {signers}" if signers else "  not signed")
     for sentence in summary.rotations:
@@ -164,6 +163,9 @@ def _print_pack(summary: PackSummary) -> None:
     if config.expires:
         over = config.expired(today())
         print(f"  {'expired on' if over else 'good until'} {config.expires}, says its author")
+    if summary.wanted is not None:
+        asked, size, held = summary.wanted
+        print(f"  asks for {asked:,} contents, {format_bytes(size)}; {held:,} of them are here")
     _heading("contents")
     rows = []
     for name, total in (

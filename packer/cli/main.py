@@ -19,6 +19,7 @@ VERBS = (
     "pack",
     "inspect",
     "diff",
+    "summary",
     "copy",
     "push",
     "pull",
@@ -42,7 +43,7 @@ EXIT_CODES = """\
 exit codes:
   0 done   1 failed   2 usage   3 bad or unsupported input   4 refused by trust
   5 contents missing   6 in use, hibernated or changed meanwhile   7 does not match
-  8 refused by policy (pack --strict)   130 interrupted
+  8 refused by policy   130 interrupted
 """
 
 EXAMPLE = """\

@@ -19,6 +19,7 @@ from packer.artifact.keys import (
     check_fingerprint,
     default_key_path,
     load_private,
+    parse_private,
 )
 from packer.artifact.opened import OpenedPack
 from packer.artifact.rotation import load_statement
@@ -130,7 +131,19 @@ def signing_keys(paths: list[Path], *, required: bool = False) -> list[PrivateKe
             hint="run 'vmpack key generate' or name one with --key"
             + ("" if required else ", or pass --unsigned"),
         )
-    return [load_private(path, ask_passphrase) for path in chosen]
+    return [_load_key(path) for path in chosen]
+
+
+def _load_key(path: Path) -> PrivateKey:
+    """Return a key from a file, or from a variable of the environment: "env:NAME"."""
+    kind, _, name = str(path).partition(":")
+    if kind != "env":
+        return load_private(path, ask_passphrase)
+    data = os.environ.get(name)
+    if not data:
+        raise UsageError(f"--key {path}: the environment has no variable {name}")
+    # A file ends with a line feed, which variables tend to lose.
+    return parse_private(data.rstrip("\n").encode() + b"\n", path, ask_passphrase)
 
 
 def ask_passphrase(path: Path) -> str:

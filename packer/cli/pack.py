@@ -24,9 +24,8 @@ from packer.cli.options import (
     signing_keys,
     statements_of,
 )
-from packer.cli.show import guest_line
 from packer.errors import UsageError
-from packer.guest.privacy import Finding, Review, count_of, groups_that_help, summary
+from packer.guest.privacy import Finding, Review, advice, count_of, summary
 from packer.pack.against import open_against
 from packer.pack.clean_rules import GROUPS
 from packer.pack.pack import LEVELS, PackOptions, PackReport, pack
@@ -137,7 +136,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="zstd level of shared contents (default: %(default)s)",
     )
     parser.add_argument(
-        "--key", action="append", default=[], type=Path, metavar="FILE", help="sign with this key"
+        "--key",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="sign with this key; env:NAME is a variable that holds one",
     )
     add_rotation(parser)
     parser.add_argument("--unsigned", action="store_true", help="do not sign")
@@ -225,10 +229,8 @@ def _show_privacy(review: Review) -> None:
     if not review.findings:
         return
     note(f"{count_of(review.findings)} private and will be published:")
-    groups = ",".join(groups_that_help(review.findings))
-    cure = f"take it out in the guest or with --clean={groups}" if groups else "take it out"
     print(summary(review.findings), file=sys.stderr)
-    print(f"  {cure}; --allow RULE (or PATH) if it is meant", file=sys.stderr)
+    print(f"  {advice(review.findings)}", file=sys.stderr)
 
 
 def _default_name(output: str) -> str:
@@ -300,7 +302,7 @@ def _print(report: PackReport) -> None:
     left_out = totals.shared.count and not stored["shared"]
     print(f"{report.output}  {format_bytes(report.stored_bytes)}")
     print(f"  {report.config.ref_name}  {report.identity}")
-    print(f"  {guest_line(report.config.guest)}, disk of {format_bytes(disk.size)}")
+    print(f"  {report.config.guest.line}, disk of {format_bytes(disk.size)}")
     rows = [
         ("boot", totals.boot, format_bytes(stored["boot"])),
         ("private", totals.private, format_bytes(stored["private"])),

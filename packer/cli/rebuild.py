@@ -62,6 +62,7 @@ def opened(options: argparse.Namespace) -> Iterator[Rebuild]:
     store = own_store(options.store)
     with open_pack(options.pack) as pack, SourceOpener(store, pack) as opener:
         verdict = accept(pack, options)
+        _ = pack.map  # sources share it: what is wrong with it must not be told of one of them
         named = options.sources or settings.sources
         if named:
             sources, notes = opener.open_all(named)
@@ -74,10 +75,16 @@ def opened(options: argparse.Namespace) -> Iterator[Rebuild]:
         yield Rebuild(pack, verdict, sources, None if options.no_store else store)
 
 
-def note_complaints(supplied: Sequence[Supplied]) -> None:
-    """Print what the sources did wrong."""
-    for line in [text for one in supplied for text in one.complaints]:
+def note_complaints(supplied: Sequence[Supplied], at_most: int | None = None) -> None:
+    """Print what the sources did wrong, each thing once.
+
+    at_most: how many things, where nobody can reach any server anyhow.
+    """
+    lines = list(dict.fromkeys(text for one in supplied for text in one.complaints))
+    for line in lines[:at_most]:
         note(line)
+    if at_most is not None and len(lines) > at_most:
+        note(f"… and {len(lines) - at_most:,} more")
 
 
 def supplied_as_json(supplied: Sequence[Supplied]) -> list[dict[str, object]]:
@@ -112,6 +119,8 @@ def show_plan(
 
     what: would be rebuilt, if it is not the disk. more: to be said to machines as well.
     """
+    for text in plan.complaints:
+        note(text)
     if as_json:
         print_json(
             {

@@ -1,16 +1,20 @@
-"""vmpack store: this host's verified contents."""
+"""vmpack store: this host's verified contents, and offering them to neighbours."""
 
 from __future__ import annotations
 
 import argparse
 import re
+from ipaddress import ip_address
 from pathlib import Path
 
 from packer import host
 from packer.cli.options import add_common, add_verb, own_store, print_json, progress_of
 from packer.errors import MismatchError, UsageError
+from packer.progress import note
 from packer.sources.package_cache import PackageCache, RemovedPackages
 from packer.sources.store import Removed
+from packer.sources.store_protocol import DEFAULT_PORT
+from packer.sources.store_token import default_token_path, make_token, read_token
 from packer.text import format_bytes
 
 _SIZE = re.compile(r"([0-9]{1,15})([kKMGT]?)")
@@ -37,6 +41,35 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         action.add_argument("--store", type=Path, metavar="FOLDER", help="another store")
         add_common(action, jobs=False)
         action.set_defaults(run=run)
+    _add_token(actions.add_parser("token", help="show the token that neighbours need"))
+    _add_serve(actions.add_parser("serve", help="offer what it holds to neighbours, read-only"))
+
+
+def _add_token(parser: argparse.ArgumentParser) -> None:
+    _add_token_file(parser)
+    parser.add_argument("--new", action="store_true", help="make another one; the old one ends")
+    parser.set_defaults(run=run_token)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--listen",
+        type=_listen,
+        default=_listen(f"127.0.0.1:{DEFAULT_PORT}"),
+        metavar="ADDR:PORT",
+        help=f"default: 127.0.0.1:{DEFAULT_PORT}, this host only; 0.0.0.0:{DEFAULT_PORT}: others",
+    )
+    _add_token_file(parser)
+    parser.add_argument("--certificate", type=Path, metavar="PEM", help="serve over TLS with this")
+    parser.add_argument("--key", type=Path, metavar="PEM", help="its key, if it is in another file")
+    parser.add_argument("--store", type=Path, metavar="FOLDER", help="another store")
+    parser.set_defaults(run=run_serve, parser=parser)
+
+
+def _add_token_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="default: store-token in the config folder"
+    )
 
 
 def run_list(options: argparse.Namespace) -> int:
@@ -100,6 +133,59 @@ def run_gc(options: argparse.Namespace) -> int:
         print(f"removed {packages.count:,} packages, {format_bytes(packages.size_bytes)}")
         print(f"kept {packages.kept:,} packages, {format_bytes(packages.kept_bytes)}{why}")
     return 0
+
+
+def run_token(options: argparse.Namespace) -> int:
+    """Show the token, made when it is first asked for."""
+    path = options.token_file or default_token_path()
+    known = path.exists() and not options.new
+    print(read_token(path) if known else make_token(path, replace=options.new))
+    return 0
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """Offer the store to neighbours until interrupted."""
+    from packer.sources.store_server import StoreHandler
+    from packer.transport.http_server import serve, tls_context
+
+    if options.key is not None and options.certificate is None:
+        options.parser.error("--key needs --certificate")
+    token = read_token(options.token_file or default_token_path())
+    store = own_store(options.store)
+    secure = options.certificate is not None
+    context = tls_context(options.certificate, options.key) if secure else None
+    address, port = options.listen
+    held = [one.size for one in store.list()]
+
+    def started(at_port: int) -> None:
+        scheme = "store+https" if secure else "store"
+        name = f"[{address}]" if ":" in address else address
+        size = format_bytes(sum(held))
+        print(f"{len(held):,} contents, {size}, at {scheme}://{name}:{at_port}/", flush=True)
+        if not secure and not _is_loopback(address):
+            note("without --certificate whoever sees the line can read the token and the contents")
+
+    served = serve(StoreHandler(store, token), address, port, context, started)
+    print(f"answered {served.requests:,} requests, sent {format_bytes(served.sent_bytes)}")
+    return 0
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _listen(text: str) -> tuple[str, int]:
+    """Return (address, port) of ADDR:PORT; IPv6 addresses stand in brackets."""
+    address, _, port = text.rpartition(":")
+    bracketed = address.startswith("[") and address.endswith("]")
+    if not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"expected ADDR:PORT, found {text!r}")
+    if not address or (":" in address and not bracketed):
+        raise argparse.ArgumentTypeError(f"expected ADDR:PORT or [ADDR]:PORT, found {text!r}")
+    return address.strip("[]"), int(port)
 
 
 def _as_json(removed: Removed, packages: RemovedPackages | None) -> dict[str, object]:

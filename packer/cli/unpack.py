@@ -25,7 +25,13 @@ from packer.progress import note
 from packer.text import format_bytes
 from packer.unpack.dry_run import dry_run
 from packer.unpack.record import DiskRecords
-from packer.unpack.unpack import FORMATS, ContentsMissingError, UnpackReport, unpack
+from packer.unpack.unpack import (
+    FORMATS,
+    MISSING_SHOWN,
+    ContentsMissingError,
+    UnpackReport,
+    unpack,
+)
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -104,11 +110,9 @@ def _plan(options: argparse.Namespace, rebuild: Rebuild) -> int:
 def _want(options: argparse.Namespace, rebuild: Rebuild, error: ContentsMissingError) -> int:
     """Write down what nobody has; what was found is kept."""
     report = write_want(rebuild.pack, error.rows, options.want)
-    note_complaints(error.supplied)
+    note_complaints(error.supplied, MISSING_SHOWN)
     if options.json:
-        print_json(
-            {"want": want_as_json(report), "supplied": supplied_as_json(error.supplied)}
-        )
+        print_json({"want": want_as_json(report), "supplied": supplied_as_json(error.supplied)})
     else:
         print_want(report, [])
     return MissingError.exit_code

@@ -9,6 +9,9 @@ from packer.artifact.opened import OpenedPack
 from packer.artifact.want import WantReport, refuse_other
 from packer.text import format_bytes
 
+FILLED = "filled.vmpack"
+"""How a filled list is called where somebody is told what to do with it."""
+
 
 def add_want(parser: argparse.ArgumentParser) -> None:
     """Add the option."""
@@ -42,13 +45,12 @@ def print_want(report: WantReport, sources: list[str]) -> None:
 
     sources: to be named besides the filled list, when what they have is not kept yet.
     """
-    filled = report.output.with_suffix(".vmpack").name
     print(
         f"{report.output}  {format_bytes(report.stored_bytes)}, asks for "
         f"{report.contents:,} contents, {format_bytes(report.content_bytes)}"
     )
     print("  on a machine with a network, which must trust the pack's signer, too:")
-    print(f"    {shlex.join(['vmpack', 'fill', report.output.name, '-o', filled])}")
+    print(f"    {shlex.join(['vmpack', 'fill', report.output.name, '-o', FILLED])}")
     print("  then here, the same command with")
-    named = [word for uri in (f"pack:{filled}", *sources) for word in ("--from", uri)]
+    named = [word for uri in (f"pack:{FILLED}", *sources) for word in ("--from", uri)]
     print(f"    {shlex.join(named)}")

@@ -112,7 +112,8 @@ def _show(device: Device, found: Found, disk_bytes: int) -> None:
     if found.note:
         lines.append(f"  {found.note}")
     if found.table != "none":
-        lines.append(f"  {found.table.upper()}, {len(found.volumes)} partitions")
+        count = len(found.volumes)
+        lines.append(f"  {found.table.upper()}, {count} partition{'s' if count != 1 else ''}")
     rows = [
         (
             str(one.number) if one.number else "",

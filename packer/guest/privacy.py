@@ -61,27 +61,44 @@ def find_private(paths: Sequence[str], sizes: NDArray[np.int64], read: Read) -> 
 
     paths: n guest paths. sizes: int64[n], published bytes of each; a file of 0 bytes is nothing.
     """
-    table = _Table(RULES)
-    left_bytes = MAX_LOOKED_BYTES
+    table, looks = _Table(RULES), _Looks(read)
     found: list[tuple[int, Finding]] = []
     for row in np.flatnonzero(sizes > 0).tolist():
-        size = int(sizes[row])
-        data: bytes | None = None
-        for order, place in table.fitting(paths[row]):
-            rule = RULES[order]
-            detail: str | None = ""
-            if place.look is not None:
-                if place.small and size > LOOK_BYTES:
-                    continue
-                if data is None and left_bytes > 0:
-                    data = read(row, min(size, LOOK_BYTES))
-                    left_bytes -= len(data)
-                detail = NOT_LOOKED if data is None else place.look(data)
+        path, size = paths[row], int(sizes[row])
+        for order, place in table.fitting(path):
+            detail = looks.detail(place, row, size)
             if detail is not None:
-                found.append((order, Finding(paths[row], rule.id, rule.what, size, detail)))
+                rule = RULES[order]
+                found.append((order, Finding(path, rule.id, rule.what, size, detail)))
                 break
     found.sort(key=lambda one: (one[0], one[1].path))
     return tuple(finding for _, finding in found)
+
+
+class _Looks:
+    """Looks into files, each read once, at most MAX_LOOKED_BYTES of all of them."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._left_bytes = MAX_LOOKED_BYTES
+        self._row = -1
+        self._data: bytes | None = None
+
+    def detail(self, place: Place, row: int, size: int) -> str | None:
+        """Return what a file at a place of a rule tells; None if it is harmless."""
+        if place.look is None:
+            return ""
+        if place.small and size > LOOK_BYTES:
+            return None
+        data = self._first_bytes(row, size)
+        return NOT_LOOKED if data is None else place.look(data)
+
+    def _first_bytes(self, row: int, size: int) -> bytes | None:
+        if row != self._row:
+            enough = self._left_bytes <= 0
+            self._row, self._data = row, None if enough else self._read(row, min(size, LOOK_BYTES))
+            self._left_bytes -= len(self._data or b"")
+        return self._data
 
 
 def sift(findings: Sequence[Finding], patterns: Sequence[str]) -> Review:
@@ -126,11 +143,12 @@ def count_of(findings: Sequence[Finding]) -> str:
     return "1 thing looks" if len(findings) == 1 else f"{len(findings):,} things look"
 
 
-def groups_that_help(findings: Sequence[Finding]) -> tuple[str, ...]:
-    """Return the groups of `pack --clean` that would take findings out."""
+def advice(findings: Sequence[Finding]) -> str:
+    """Return what to do about findings, with the groups of `pack --clean` that take some out."""
     found = {finding.rule for finding in findings}
-    groups = (rule.clean for rule in RULES if rule.clean and rule.id in found)
-    return tuple(dict.fromkeys(groups))
+    groups = dict.fromkeys(rule.clean for rule in RULES if rule.clean and rule.id in found)
+    clean = f" (--clean={','.join(groups)} takes some)" if groups else ""
+    return f"take out of the guest what is not meant{clean}; name the rest: --allow RULE or PATH"
 
 
 def _bytes_of(findings: Sequence[Finding]) -> str:

@@ -69,9 +69,7 @@ _A_LINE = holds(rb"^[^#\s]")
 _PASSWORD_LINE = holds(
     rb"^[ \t]{0,64}[\"']?[\w-]{0,32}(?:password|passwd|secret)\b[ \t\"']{0,8}[=:]"
 )
-_WIFI = holds(
-    rb"^\[wifi\]|^[ \t]{0,64}(?:psk|password|wep[-_]key\d?|wpa-\w{1,16}|access-points)\b"
-)
+_WIFI = holds(rb"^\[wifi\]|^[ \t]{0,64}(?:psk|password|wep[-_]key\d?|wpa-\w{1,16}|access-points)\b")
 _USER_DATA = holds(
     rb"passw|ssh_authorized_keys|ssh_keys|write_files|PRIVATE KEY|\$[0-9a-z]{1,2}\$|token|secret"
 )
@@ -270,11 +268,31 @@ RULES = (
     _rule(
         "log",
         "logs with addresses, names and logins",
-        _at("log/wtmp*", "log/btmp*", "log/lastlog", "log/auth.log*", "log/secure*"),
-        _at("log/syslog*", "log/messages*", "log/user.log*", "log/daemon.log*", "log/cron*"),
-        _at("log/mail.*", "log/maillog*", "log/journal/**", "log/audit/**", "log/samba/**"),
-        _at("log/sssd/**", "log/cups/access_log*", "log/nginx/**", "log/apache2/**"),
-        _at("log/httpd/**", "log/postgresql/**", "log/mysql/**", "log/cloud-init*"),
+        _at(
+            "var/log/wtmp*",
+            "var/log/btmp*",
+            "var/log/lastlog",
+            "var/log/auth.log*",
+            "var/log/secure*",
+        ),
+        _at(
+            "var/log/syslog*",
+            "var/log/messages*",
+            "var/log/user.log*",
+            "var/log/daemon.log*",
+            "var/log/cron*",
+        ),
+        _at(
+            "var/log/mail.*",
+            "var/log/maillog*",
+            "var/log/journal/**",
+            "var/log/audit/**",
+            "var/log/samba/**",
+        ),
+        _at(
+            "var/log/sssd/**", "var/log/cups/access_log*", "var/log/nginx/**", "var/log/apache2/**"
+        ),
+        _at("var/log/httpd/**", "var/log/postgresql/**", "var/log/mysql/**", "var/log/cloud-init*"),
         _at("winevt/Logs/Security.evtx"),
         clean="logs",
     ),

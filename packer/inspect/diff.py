@@ -18,9 +18,9 @@ from packer.artifact.index import Index, frame_counts
 from packer.artifact.opened import OpenedPack
 
 NO_PLACE = -1
-METADATA = "(boot sectors, file-system metadata)"
-UNPARSED = "(volumes that were not parsed)"
-NO_PACKAGE_SHIPS = "(files of no package)"
+METADATA = "(file-system metadata)"
+UNPARSED = "(unparsed volumes)"
+NO_PACKAGE_SHIPS = "(no package)"
 UNOWNED = (NO_PACKAGE_SHIPS, METADATA, UNPARSED)
 """Rows of what has no owner; every table ends with them."""
 
@@ -66,8 +66,9 @@ class Row:
 class Side:
     """One of the packs. stored_bytes: of the copy at hand, which are those of its contents, and:
 
-    table_bytes: map, hints, index, config, signature. idle_bytes: parts of bundles that hold
-    nothing of this pack (what it carries on from a predecessor).
+    idle_bytes: parts of bundles that hold nothing of this pack (what it carries on from a
+    predecessor). delta_bytes: deltas against a predecessor. table_bytes: map, hints, index and
+    all the rest.
     """
 
     location: str
@@ -75,8 +76,9 @@ class Side:
     identity: str
     whole: Amount
     stored_bytes: int
-    table_bytes: int
     idle_bytes: int
+    delta_bytes: int
+    table_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +168,16 @@ class _Opened:
         manifest, config = self.pack.manifest, self.pack.config
         stored = sum(blob.size for blob in manifest.blobs())
         bundles = sum(layer.size for layer in manifest.bundles().values())
+        deltas = sum(layer.size for layer in manifest.deltas() or ())
         return Side(
             self.pack.layout.location,
             config.ref_name,
             self.pack.config_digest,
             self.amount(np.ones(len(self.contents), dtype=bool)),
             stored,
-            stored - bundles,
             bundles - int(self.stored.sum()),
+            deltas,
+            stored - bundles - deltas,
         )
 
     def of_class(self, one: Class) -> NDArray[np.bool_]:

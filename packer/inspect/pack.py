@@ -14,6 +14,7 @@ from packer.artifact.map import Kind
 from packer.artifact.opened import OpenedPack
 from packer.artifact.rotation import open_statement
 from packer.artifact.signature import open_envelope
+from packer.artifact.want import wanted_rows
 from packer.errors import InputError
 
 
@@ -24,6 +25,8 @@ class PackSummary:
     carried: {class name: (contents, bytes)} in this copy's bundles. bundles: {title: stored
     bytes}. signers: fingerprints of carried keys that fit their signatures; rotations: what the
     carried statements about replaced keys say. Whether to believe them is another question.
+    wanted: of a want-list, or of what fills one: (contents that it asks for, bytes, contents of
+    them that are here).
     """
 
     location: str
@@ -37,6 +40,7 @@ class PackSummary:
     packages: int
     signers: tuple[str, ...]
     rotations: tuple[str, ...]
+    wanted: tuple[int, int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ def inspect_pack(pack: OpenedPack) -> PackSummary:
         len(pack.hints.packages),
         _signers(pack),
         tuple(_sentence(data, pack.layout.location) for data in pack.rotations),
+        _wanted(pack, held),
     )
 
 
@@ -105,6 +110,13 @@ def _held(pack: OpenedPack) -> np.ndarray:
     held = np.zeros(len(pack.map.contents), dtype=bool)
     held[pack.index.content] = True
     return held
+
+
+def _wanted(pack: OpenedPack, held: np.ndarray) -> tuple[int, int, int] | None:
+    if pack.manifest.want() is None:
+        return None
+    rows = wanted_rows(pack)
+    return len(rows), int(pack.map.contents.size[rows].sum()), int(held[rows].sum())
 
 
 def _sentence(data: bytes, where: str) -> str:

@@ -20,7 +20,7 @@ from formats.ranges import Ranges, as_ranges
 from formats.source import file_data_ranges
 from packer.errors import Error, InUseError
 from packer.media.device import Device
-from packer.media.medium import Medium, is_zero
+from packer.media.medium import is_zero, read_medium
 from packer.unpack.output import punch_hole, write_at, write_back
 
 HEAD_BYTES = 1 << 20
@@ -59,10 +59,9 @@ class DeviceOutput:
         try:
             # What an earlier run wrote and the medium did not keep must not come from the cache.
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            self._medium = Medium(self.fd)
-            self.head = bytearray(self._medium.read(0, min(HEAD_BYTES, size)))
+            self.head = bytearray(read_medium(self.fd, 0, min(HEAD_BYTES, size)))
             end = max(0, device.size - HEAD_BYTES)
-            self.resumed = any(self.head) or any(self._medium.read(end, device.size - end))
+            self.resumed = any(self.head) or any(read_medium(self.fd, end, device.size - end))
         except OSError as error:
             os.close(self.fd)
             raise Error(f"{device.path}: cannot be read: {error.strerror}") from error

@@ -9,7 +9,7 @@ Nothing of a virtual machine is needed for that.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from packer.artifact.layout.open import create_layout
 from packer.artifact.manifest import Blob
 from packer.artifact.map import Kind, Map
 from packer.artifact.opened import OpenedPack
-from packer.artifact.want import medium_bytes, wanted_rows, write_tables
+from packer.artifact.want import wanted_rows, write_tables
 from packer.clone import CLONE_UNIT_BYTES
 from packer.pack.bundle import ReadBlock, write_bundles
 from packer.pack.pack import LEVELS
@@ -78,6 +78,7 @@ def fill_list(
     jobs = jobs or os.cpu_count() or 1
     rows = wanted_rows(pack)
     contents, hints = pack.map.contents.only(rows), pack.hints.only(rows)
+    carrier = carrier_of(pack)
     in_a_row = one_after_the_other(contents)
     path = Path(output)
     collection = path.with_name(f"{path.name}.contents")
@@ -87,24 +88,24 @@ def fill_list(
     ):
         assembler = Assembler(in_a_row, target, jobs)
         resumed = resume(assembler, target, progress)
-        gathering = gather(assembler, hints, carrier_of(pack), sources, progress)
+        gathering = gather(assembler, hints, carrier, sources, progress)
         found = np.ones(len(rows), dtype=bool)
         found[gathering.missing] = False
         if not found.any():
+            target.discard()
             raise nobody_has(pack.layout.location, contents, hints, gathering)
         titled, index = _write_found(
             writer, contents, hints, _reader(assembler), found, jobs, progress
         )
         index = index.renumbered(contents, pack.map.contents)
         entry = write_tables(pack, rows, index, titled, writer)
-        (manifest,) = writer.finish([entry])
+        writer.finish([entry])
         target.discard()
-        stored_bytes = medium_bytes(writer, entry, manifest)
     return FillReport(
         path,
         pack.config.ref_name,
         pack.config_digest,
-        stored_bytes,
+        sum(blob.size for blob in entry.manifest.blobs()),
         (len(rows), int(contents.size.sum())),
         (int(found.sum()), int(contents.size[found].sum())),
         tuple(

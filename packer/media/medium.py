@@ -63,6 +63,15 @@ class Medium:
         os.close(self._fd)
 
 
+def read_medium(fd: int, offset: int, length: int) -> bytes:
+    """Return bytes of an open file or block device as its medium has them. Raises OSError."""
+    medium = Medium(fd)
+    try:
+        return bytes(medium.read(offset, length))
+    finally:
+        medium.close()
+
+
 def is_zero(data: bytes | memoryview) -> bool:
     """Return whether all bytes are zero."""
     words = len(data) // 8 * 8

@@ -28,10 +28,11 @@ from packer.errors import InUseError
 SHARED_FRAME_BYTES = BLOCK_BYTES
 """Small shared contents are mixed up to this size: what a missing 20 kB file costs to fetch."""
 
-BUNDLE_BYTES = {Class.BOOT: 1 << 30, Class.PRIVATE: 1 << 30, Class.SHARED: 192 << 20}
-"""A bundle is closed when it has grown to this size: shared ones are what a copy takes or leaves,
-and no file system of a stick may find one too large.
-"""
+SHARED_BUNDLE_BYTES = 192 << 20
+"""A shared bundle is closed when it has grown to this size."""
+
+OTHER_BUNDLE_BYTES = 1 << 30
+"""Likewise boot and private bundles, so that no file system of a stick finds one too large."""
 
 ESTIMATE_LEVEL = 3
 
@@ -116,6 +117,7 @@ def write_bundles(
     blobs: list[Blob] = []
     with ThreadPoolExecutor(jobs) as pool:
         for one in Class:
+            limit = SHARED_BUNDLE_BYTES if one == Class.SHARED else OTHER_BUNDLE_BYTES
             frames = frames_of(contents, hints, one, wanted)
             stored = _compressed(pool, frames, contents, read, levels[one], jobs)
             open_bundle: BlobWriter | None = None
@@ -126,7 +128,7 @@ def write_bundles(
                 open_bundle.write(data)
                 table.add(frame, len(blobs), len(data), sizes)
                 progress(frame.size)
-                if open_bundle.size >= BUNDLE_BYTES[one]:
+                if open_bundle.size >= limit:
                     # A content's blocks may go on in the next bundle: frames stay in one row.
                     blobs.append(open_bundle.finish())
                     open_bundle = None

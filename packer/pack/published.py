@@ -12,9 +12,9 @@ from packer.guest.mounts import volume_name
 from packer.guest.privacy import (
     Finding,
     Review,
+    advice,
     count_of,
     find_private,
-    groups_that_help,
     summary,
 )
 from packer.guest.privacy_rules import FREE_SPACE, UNREAD_VOLUME, Rule
@@ -42,13 +42,10 @@ def demand_nothing_private(review: Review) -> None:
     """Raise PolicyError, with the rules that found something, if anything looks private."""
     if not review.findings:
         return
-    groups = ",".join(groups_that_help(review.findings))
     raise PolicyError(
         f"{count_of(review.findings)} private; with --strict nothing is packed then\n"
         + summary(review.findings),
-        hint="take it out of the guest"
-        + (f" (--clean={groups} takes some)" if groups else "")
-        + ", or name what is meant with --allow RULE or PATH"
+        hint=advice(review.findings)
         + "".join(f"; nothing fits --allow {pattern}" for pattern in review.idle),
     )
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from formats.filesystem.model import DATA
 from packer.artifact.contents import BLOCK_BYTES, DIGEST_BYTES, Contents
 from packer.errors import Error
-from packer.sources.base import Offers, Piece, SourceError, Wanted, free_offers
+from packer.sources.base import Offers, Piece, SourceError, Wanted, free_offers, sent_offers
 from packer.sources.directory import whole_files
 from packer.sources.disk_runs import DiskRuns
 from packer.sources.memory import find_rows
@@ -63,6 +63,7 @@ class DiskSource:
     def __init__(self, path: str) -> None:
         self.uri = f"disk:{path}"
         self.local = not path.startswith(NBD_SCHEMES) or path.startswith(_LOCAL_NBD)
+        self.near = not self.local  # nobody reads a disk through NBD from far away
         self._path = path
         self._lock = threading.Lock()
         self._opened: _Opened | None = None
@@ -82,7 +83,9 @@ class DiskSource:
             if wanted.contents is not self._contents:
                 self._contents, self._candidates = wanted.contents, _no_candidates()
             self._candidates = _first_of(found, self._candidates)
-        return free_offers(found.row)
+        if self.local:
+            return free_offers(found.row)
+        return sent_offers(found.row, wanted.contents.size)
 
     def fetch(self, rows: Rows) -> Iterator[Piece]:
         """Yield the contents in the order of the disk.

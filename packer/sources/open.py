@@ -10,13 +10,14 @@ from packer import host
 from packer.artifact.layout.base import Layout
 from packer.artifact.layout.open import is_layout, open_layout
 from packer.artifact.opened import OpenedPack, ref_names
-from packer.errors import Error, UsageError
+from packer.errors import Error, InputError, UsageError
 from packer.sources.apt import AptSource
 from packer.sources.base import Source, SourceError
 from packer.sources.deb import DebSource
 from packer.sources.directory import DirectorySource, default_sources
 from packer.sources.disk import DiskSource
 from packer.sources.memory import Memory
+from packer.sources.neighbour import NeighbourSource, is_neighbour
 from packer.sources.on_demand import OnDemand
 from packer.sources.pack import PackSource
 from packer.sources.store import Store
@@ -28,7 +29,9 @@ NETWORK_SCHEMES = ("https", "http", "oci", "apt")
 APT_ARCHIVES = Path("/var/cache/apt/archives")
 """Where apt keeps the package files that it has fetched."""
 
-KINDS = "store:, dir:FOLDER, disk:IMAGE, pack:FILE, deb:FOLDER, apt:, https://…, oci://…"
+KINDS = (
+    "store:, store://HOST, dir:FOLDER, disk:IMAGE, pack:FILE, deb:FOLDER, apt:, https://…, oci://…"
+)
 
 
 def open_pack(location: str) -> OpenedPack:
@@ -103,7 +106,7 @@ class SourceOpener:
 
         A server is asked only if something is missing; one that does not answer then is left out.
         Raises UsageError for a URI of no known kind, Error for a source on this host that is not
-        there.
+        there, InputError for one that is damaged.
         """
         sources: list[Source] = []
         notes: list[str] = []
@@ -114,6 +117,8 @@ class SourceOpener:
                 raise
             except Error as error:
                 if uri.removeprefix("pack:").partition(":")[0] not in NETWORK_SCHEMES:
+                    if isinstance(error.__cause__, InputError):
+                        raise InputError(error.message, hint=error.hint) from error
                     raise
                 notes.append(f"{error}; left out")
         return sources, notes
@@ -154,6 +159,8 @@ class SourceOpener:
         if is_reference(uri):
             parse_reference(split_location(uri)[0])
             return self._keep([OnDemand(uri, lambda: self._other_pack(uri, uri))])[0]
+        if is_neighbour(uri):
+            return self._keep([NeighbourSource(uri)])[0]
         makers: dict[str, Callable[[str], Source]] = {
             "store": lambda folder: Store(Path(folder)) if folder else self._store,
             "apt": lambda _: AptSource(host.packages_dir()),

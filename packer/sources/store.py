@@ -122,9 +122,13 @@ class Store:
 
     def holds(self, digest: bytes, size: int) -> bool:
         """Return whether an object of this name and size (bytes) is there; it is not read."""
+        return self.size_of(digest) == size
+
+    def size_of(self, digest: bytes) -> int | None:
+        """Return how large the object of this name is, or None; it is not read."""
         with store_errors(self.folder):
             status = _status(self.path_of(digest))
-        return status is not None and stat.S_ISREG(status.st_mode) and status.st_size == size
+        return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
 
     def put(self, digest: bytes, size: int, pieces: Iterable[bytes | memoryview]) -> bool:
         """Keep a content; return False when the pieces are not the bytes of that name and size.
@@ -163,12 +167,34 @@ class Store:
             keep()
         return True
 
+    def open_object(self, digest: bytes, size: int) -> int | None:
+        """Return a descriptor of an object of this name and size, or None; it is not read.
+
+        It was hashed when it was put; who receives its bytes hashes them again. Note of its use is
+        taken.
+        """
+        with store_errors(self.folder):
+            try:
+                fd = os.open(self.path_of(digest), OPEN_FLAGS)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+                    return None  # not an object, whoever put it there
+                raise
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+            os.close(fd)
+            return None
+        if time.time() - status.st_mtime > TOUCH_AFTER_SECONDS:
+            _touch(fd)
+        return fd
     def open_verified(self, digest: bytes, size: int) -> int | None:
         """Return a descriptor of an object that was read and hashed just now, or None.
 
         An object that is not what its name says is removed.
         """
-        fd = self._open(digest, size)
+        fd = self.open_object(digest, size)
         if fd is None:
             return None
         try:
@@ -244,7 +270,7 @@ class Store:
         if contents is None:
             return
         for row in rows.tolist():
-            fd = self._open(contents.digest[row].tobytes(), int(contents.size[row]))
+            fd = self.open_object(contents.digest[row].tobytes(), int(contents.size[row]))
             if fd is None:
                 continue
             try:
@@ -297,24 +323,6 @@ class Store:
         return Removed(digests, gone, left_over, len(objects) - len(free), total - gone)
 
     # -- below -----------------------------------------------------------------------------------
-
-    def _open(self, digest: bytes, size: int) -> int | None:
-        with store_errors(self.folder):
-            try:
-                fd = os.open(self.path_of(digest), OPEN_FLAGS)
-            except FileNotFoundError:
-                return None
-            except OSError as error:
-                if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
-                    return None  # not an object, whoever put it there
-                raise
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
-            os.close(fd)
-            return None
-        if time.time() - status.st_mtime > TOUCH_AFTER_SECONDS:
-            _touch(fd)
-        return fd
 
     def _remove(self, digest: bytes) -> None:
         with store_errors(self.folder):

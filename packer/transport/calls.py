@@ -6,7 +6,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -89,7 +89,7 @@ def in_parallel(
     call: Call,
     threads: int,
     url: str,
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Yield what `work` yields for each job, in any order, from several threads.
 
     Raises the first TransportError of any of them; the others are called off then.

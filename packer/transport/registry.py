@@ -72,14 +72,11 @@ class Registry:
     def manifest(self, target: str, media_type: str) -> bytes:
         """Return the manifest that a tag or digest names.
 
-        Raises NotFoundError when there is none, TransportError when it is of another type.
+        Raises NotFoundError when there is none, TransportError when the registry says that these
+        bytes have another digest.
         """
         url = f"{self._base}/manifests/{target}"
-        answer = self._http.exchange(
-            "GET", url, {"Accept": media_type}, max_bytes=MAX_MANIFEST_BYTES
-        )
-        if answer.status != 200:
-            raise TransportError(f"{visible(url)}: expected status 200, found {answer.status}")
+        answer = self._http.fetch(url, {"Accept": media_type}, max_bytes=MAX_MANIFEST_BYTES)
         named = answer.headers.get("Docker-Content-Digest", "")
         found = f"sha256:{hashlib.sha256(answer.body).hexdigest()}"
         if named.startswith("sha256:") and named != found:
@@ -99,7 +96,7 @@ class Registry:
     def tags(self) -> list[str]:
         """Return the repository's tags, or as many as the registry names at once."""
         url = f"{self._base}/tags/list"
-        answer = self._http.exchange("GET", url, max_bytes=MAX_TAGS_BYTES)
+        answer = self._http.fetch(url, max_bytes=MAX_TAGS_BYTES)
         try:
             return msgspec.json.decode(answer.body, type=_Tags).tags or []
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -21,6 +21,7 @@ from packer.transport.http import ATTEMPTS, BACK_OFF_SECONDS, TIMEOUT_SECONDS, C
 from packer.transport.registry_auth import LOGIN_HINT, Authenticator, NoAuth, read_bounded
 from packer.transport.registry_reference import Reference
 from packer.transport.response import (
+    MAX_REDIRECTS,
     ForbiddenError,
     NotFoundError,
     OneHostSession,
@@ -36,6 +37,7 @@ from packer.transport.response import (
 MAX_ERROR_BYTES = 16 << 10
 MAX_ANSWER_BYTES = 64 << 10
 PIECE_BYTES = 1 << 18
+_PORTS = {"http": 80, "https": 443}
 EXPIRED_STATUS = (400, 401, 403, 404, 410)
 """What object stores say to an address whose signature has run out (400 also to several ranges)."""
 
@@ -58,7 +60,7 @@ class Answer:
 class Sending:
     """What a request carries, piece by piece, from the start whenever it is sent again.
 
-    size: bytes, more than 0. piece: returns them by (offset, length). sent: told how many have left.
+    size: bytes, more than 0. piece: returns them by (offset, length). sent: told how many went.
     """
 
     size: int
@@ -83,14 +85,14 @@ class _Session(OneHostSession):
     ) -> None:
         super().__init__(connections)
         self.auth = NoAuth()
-        self._registry = origin(registry)
+        self._registry = _place(registry)
         self._authenticator = authenticator
         self._direct = direct
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """Return the answer to a request; a refusal of our credentials raises ForbiddenError."""
         url = request.url or ""
-        if origin(url) != self._registry:
+        if _place(url) != self._registry:
             return self._send_elsewhere(request, **options)
         if self._direct:
             options["proxies"] = {}
@@ -213,6 +215,18 @@ class RegistryHttp:
         finally:
             response.close()
 
+    def fetch(self, url: str, headers: dict[str, str] | None = None, *, max_bytes: int) -> Answer:
+        """Return what lies at an address of the registry, or where it says that it lies."""
+        at = url
+        for _ in range(MAX_REDIRECTS + 1):
+            answer = self.exchange("GET", at, headers, max_bytes=max_bytes)
+            if answer.status == 200:
+                return answer
+            at = self.location(answer) if answer.status >= 300 else ""
+            if not at:
+                raise TransportError(f"{visible(url)}: expected status 200, found {answer.status}")
+        raise TransportError(f"{visible(url)}: more than {MAX_REDIRECTS} redirects")
+
     def location(self, answer: Answer) -> str:
         """Return where an answer says to go on, "" when it does not say.
 
@@ -261,6 +275,12 @@ class _Error(msgspec.Struct):
 
 class _Errors(msgspec.Struct):
     errors: list[_Error] = []
+
+
+def _place(url: str) -> tuple[str, str, int]:
+    """Return scheme, host and port of a URL: what credentials are bound to."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
 
 
 def _check_status(response: requests.Response, url: str) -> None:

@@ -198,7 +198,7 @@ def send(
         try:
             location = session.get_redirect_target(response)
             if location is None:
-                return _checked_status(response, url, accepted)
+                return checked_status(response, url, accepted)
             response.close()
             target = redirected(target, location)
         except ValueError as error:  # of the redirect's address, whose bytes may be anything
@@ -267,9 +267,10 @@ def redirected(url: str, location: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{user}@{host}" if user else host, fragment=""))
 
 
-def _checked_status(
+def checked_status(
     response: requests.Response, url: str, accepted: frozenset[int]
 ) -> requests.Response:
+    """Return the answer if its status is accepted; else close it and raise what that means."""
     status = response.status_code
     if status in accepted:
         return response
@@ -359,7 +360,7 @@ def _check_identity(response: requests.Response, url: str) -> None:
 
 def _checked_body(response: requests.Response, url: str, start: int, end: int | None) -> Body:
     _check_identity(response, url)
-    length = _content_length(response, url)
+    length = content_length(response, url)
     etag = response.headers.get("ETag", "")[:256]
     if response.status_code == 416:
         found = _UNSATISFIED.fullmatch(response.headers.get("Content-Range", ""))
@@ -382,7 +383,8 @@ def _checked_body(response: requests.Response, url: str, start: int, end: int | 
     return Body(url, response, first, last + 1, total, True, etag)
 
 
-def _content_length(response: requests.Response, url: str) -> int | None:
+def content_length(response: requests.Response, url: str) -> int | None:
+    """Return how long the body is to be, bytes, or None when the headers do not say."""
     value = response.headers.get("Content-Length")
     if value is None:
         return None

@@ -239,8 +239,8 @@ def _refuse_overlays(path: Path, folders: Sequence[Path]) -> tuple[str, ...]:
         raise InUseError(
             f"{path} is the backing file of {', '.join(names)}{f' and {more} more' if more else ''}"
             ", which would be destroyed",
-            hint="unpack the new version under another name; or merge the overlay (qemu-img "
-            "commit) or delete it",
+            hint="unpack the new version under another name, or delete the overlay if nobody needs "
+            "it",
         )
     return tuple(f"overlays on {path} were not looked for in {one}" for one in overlays.unseen)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 
 import msgspec
 import pytest
@@ -30,6 +31,7 @@ from tests.artifact.fake_packs import sha256, small_config
 FULL = Config(
     name="demo-server.v2",
     version=12,
+    expires="2027-06-30",
     guest=Guest("linux", "debian", "12", "Debian GNU/Linux 12 (bookworm), é", "x86_64", "bios"),
     disks=(
         Disk(1 << 30, 512, sha256(b"first"), 1000),
@@ -52,6 +54,8 @@ configs = st.builds(
         lambda parts: st.sampled_from(".-_").map(lambda between: between.join(parts))
     ),
     version=st.integers(1, (1 << 53) - 1),
+    expires=st.just("")
+    | st.dates(date(2000, 1, 1), date(9999, 12, 31)).map(lambda day: day.isoformat()),
     guest=st.builds(Guest, *[texts] * 6),
     disks=st.lists(
         st.builds(
@@ -102,12 +106,23 @@ def test_bytes_are_for_people_and_always_the_same() -> None:
     assert data.endswith(b"}\n")
     assert "é".encode() in data
     assert list(json.loads(data)) == [
-        "schema", "name", "version", "guest", "disks",
-        "hints", "sources", "dropped", "totals", "warnings",
+        "schema", "name", "version", "expires", "guest", "disks", "hints",
+        "sources", "dropped", "totals", "warnings",
     ]  # fmt: skip
     assert digest(encode(small_config())) == (
-        "sha256:a6d34b441c84c4bb92b79a93b4b8727bf52111652ff2a16d4b93c8a88c6029b3"
+        "sha256:030266f0fc743d206d1e1ba17291c304d4de86701321b6797a2ddaf7d25e9fa6"
     )
+
+
+def test_a_last_day_is_over_when_the_next_one_has_begun() -> None:
+    assert not FULL.expired(date(2027, 6, 30))
+    assert FULL.expired(date(2027, 7, 1))
+    assert not FULL.expired(date(1970, 1, 1))  # a clock that was never set says nothing
+    assert not small_config().expired(date.max)
+
+
+def test_a_config_without_a_last_day_is_read() -> None:
+    assert decode(changed(expires=None)) == msgspec.structs.replace(FULL, expires="")
 
 
 def test_unknown_keys_are_passed_over() -> None:
@@ -134,6 +149,16 @@ def test_a_newer_schema_is_refused_before_anything_else_is_looked_at() -> None:
         (changed(version=0), "config: version: expected `int` >= 1, found 0"),
         (changed(version=1 << 53), "config: version: "),
         (changed(version=1.5), "config: version: "),
+        (changed(expires="2027-02-30"), "config: expires: expected a day .*, found '2027-02-30'"),
+        (changed(expires="1999-12-31"), "config: expires: "),
+        (changed(expires="10000-01-01"), "config: expires: "),
+        (changed(expires="2027-6-30"), "config: expires: "),
+        (changed(expires="20270630"), "config: expires: "),
+        (changed(expires="2027-W26-3"), "config: expires: "),
+        (changed(expires="2027-06-30\n"), "config: expires: "),
+        (changed(expires="2027-06-30T00:00:00Z"), "config: expires: "),
+        (changed(expires="\u0662027-06-30"), "config: expires: "),
+        (changed(expires=1814400000), "config: expires: "),
         (changed(disks=[]), "config: disks: expected `array` of length >= 1"),
         (changed(disks=disk() * 65), "config: disks: expected `array` of length <= 64"),
         (changed(disks=disk(size=0)), r"config: disks\[0\].size: expected `int` >= 1, found 0"),

@@ -23,7 +23,7 @@ from tests.artifact.test_rotation import rotation, statement
 from tests.artifact.test_signature import ALICE, BOB, CAROL, ed25519_key
 from tests.unpack.simulated import CLASSES, DATA
 
-FORMS = ["pack.vmpack", "pack/"]
+FORMS = ["pack.vmpack", "pack/", "pack.iso"]
 
 
 def packed(place: str, *keys: PrivateKey, rotations: Sequence[bytes] = ()) -> OpenedPack:

@@ -291,3 +291,12 @@ def test_a_file_that_is_no_statement_is_refused(tmp_path: Path) -> None:
         load_statement(tmp_path)
     with pytest.raises(InputError, match="cannot read"):
         load_statement(tmp_path / "none")
+
+
+def test_the_format_shows_the_payload() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text("utf-8")
+    payload = payload_of(rotation()).decode()
+    shown = payload.replace(ALICE.public.fingerprint, "SHA256:…").replace(
+        BOB.public.line, "ssh-ed25519 AAAA…"
+    )
+    assert f"    {shown}\n" in page

@@ -185,6 +185,15 @@ def test_a_stolen_old_key_cannot_name_another_heir() -> None:
         assert accept(ALICE_2, known=known, carried=both).rotations == ()
 
 
+def test_what_could_not_be_remembered_after_is_refused_before() -> None:
+    """For this name alone nothing contradicts it, but for another one that it speaks for."""
+    known = told(rotation(ALICE, ALICE_2, ["demo1"]))
+    both = statement(ALICE, ALICE_3, ["demo1", "demo2"])
+    refused("already; found that", ALICE_3, known=known, carried=[statement(ALICE, ALICE_3)])
+    accept(ALICE_3, known=known, carried=[statement(ALICE, ALICE_3, ["demo2"])], name="demo2")
+    refused("already; found that", ALICE_3, known=known, carried=[both], name="demo2")
+
+
 def test_a_replaced_key_does_not_come_back() -> None:
     known = told(rotation(ALICE, ALICE_2))
     back = statement(ALICE_2, ALICE)

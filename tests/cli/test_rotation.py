@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,37 @@ def test_both_keys_are_accepted_for_a_while_when_asked(run: Run, author: Author)
 def test_a_statement_about_an_unknown_key_is_refused(run: Run, author: Author) -> None:
     assert run("trust", "remove", author.old).code == 0
     run("trust", "rotate", "rotation.json", "--yes").refused(4, "no rule trusts", author.old)
+
+
+def with_signatures(text: str, change: Callable[[list[dict[str, str]]], object]) -> str:
+    whole = json.loads(text)
+    change(whole["signatures"])
+    return json.dumps(whole)
+
+
+HOSTILE: dict[str, tuple[int, str, Callable[[str], str]]] = {
+    "cut off": (3, "rotation.json: expected JSON", lambda text: text[:-40]),
+    "empty": (3, "rotation.json: expected JSON", lambda text: ""),
+    "huge": (3, "at most 65536 bytes", lambda text: text + " " * 70_000),
+    "of another type": (3, "payloadType", lambda text: text.replace("key-rotation", "config")),
+    "with two more signatures": (
+        3, "at most two", lambda text: with_signatures(text, lambda all: all.extend(all)),
+    ),
+    "with false signatures": (
+        4, "not signed by the old key",
+        lambda text: with_signatures(text, lambda all: [one.update(sig="AAAA") for one in all]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_statement_is_one_clear_error(run: Run, author: Author, kind: str) -> None:
+    code, words, change = HOSTILE[kind]
+    path = Path("rotation.json")
+    path.write_text(change(path.read_text()))
+    run("trust", "rotate", "rotation.json", "--yes").refused(code, words)
+    assert run("trust", "--json").json["replaced"] == []
+    assert unpack(run, "1.vmpack") == 0
 
 
 def test_the_new_key_may_lie_elsewhere_and_sign_later(run: Run, author: Author) -> None:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from packer.guest.privacy import (
     Finding,
     Review,
     _Table,
+    advice,
     count_of,
     find_private,
-    groups_that_help,
     sift,
     summary,
 )
@@ -223,6 +224,19 @@ def test_rules_have_an_id_a_meaning_and_at_least_one_place() -> None:
         assert rule.places
 
 
+def test_the_page_about_packing_lists_the_rules() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "packing.md").read_text("utf-8")
+    _, found, rest = page.partition(
+        "<!-- privacy-rules: checked by tests/guest/test_privacy.py -->\n"
+    )
+    assert found
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in rest.split("\n\n", 1)[0].splitlines()[2:]
+    ]
+    assert [(row[0].strip("`"), row[1]) for row in rows] == [(one.id, one.what) for one in RULES]
+
+
 # --- what the author allows ---
 
 FOUND = [
@@ -272,7 +286,8 @@ def test_a_summary_has_a_line_for_each_rule() -> None:
     assert "3.4 kB" in text
     assert "/home/demo/.ssh/id_rsa, …" in text
     assert (count_of(FOUND), count_of(FOUND[:1])) == ("3 things look", "1 thing looks")
-    assert groups_that_help(FOUND) == ("identity",)
+    assert "--clean=identity takes" in advice(FOUND)
+    assert "--clean" not in advice(FOUND[1:])
     assert Review() == sift([], [])
 
 

@@ -112,6 +112,43 @@ def test_an_unpack_that_was_killed_goes_on_where_it_was(
     assert not disk.with_name("rebuilt.raw.partial").exists()
 
 
+FETCHED_AHEAD = 48 * MIB
+"""What of a blob can have been sent and not be appended yet: four connections, each with spans of
+8 MiB, and what came before its turn."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("form", ["copy.vmpack", "copy/"])
+def test_a_copy_over_the_network_is_taken_up_where_it_stopped(
+    run_vmpack: Vmpack,
+    medium: Path,
+    room: Path,
+    form: str,
+    number: signal.Signals,
+) -> None:
+    chance = random.Random(f"copy {form} {number}")
+    weight = sum(path.stat().st_size for path in medium.rglob("*") if path.is_file())
+    place = room / "out"
+    place.mkdir()
+    with mirror(medium, bytes_per_second=BYTES_PER_SECOND) as one:
+        words = ("copy", one.url, f"{place}/{form}", "--quiet")
+        process = run_vmpack.start(*words)
+        one.send_until(chance.randrange(50 * MIB, weight - MIB))
+        end(process, number)
+        one.go_on()
+        assert not (place / form).exists()
+        (left,) = place.iterdir()
+        kept = sum(path.stat().st_size for path in left.rglob("*") if path.is_file())
+        assert kept >= one.sent_bytes - FETCHED_AHEAD
+        before = one.sent_bytes
+        run_vmpack.good(*words)
+        assert one.sent_bytes - before <= weight - kept + MIB
+    assert [path.name for path in place.iterdir()] == [form.rstrip("/")]
+    run_vmpack.good("copy", place / form, f"{room}/again/")
+    tool("diff", "-r", medium, room / "again")
+
+
 @pytest.mark.slow
 def test_an_unpack_that_is_killed_again_and_again_still_ends(
     run_vmpack: Vmpack, medium: Path, whole_bytes: int, room: Path

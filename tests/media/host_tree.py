@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -28,11 +28,11 @@ class HostTree:
         size: int = 1 << 30,
         sector_size: int = 512,
         read_only: bool = False,
-        **facts: str,
+        facts: Mapping[str, str] | None = None,
     ) -> None:
         """A whole disk. slaves: what it is built on; backing: of a loop device.
 
-        facts: further files, "device/model" as device_model.
+        facts: further files and what is in them.
         """
         folder = self.root / "sys/devices" / bus / "block" / name
         self._device(folder, name, number, size, read_only=read_only)
@@ -41,8 +41,8 @@ class HostTree:
             self._link(folder / "slaves" / slave, self._folder_of(slave))
         if backing:
             self._file(folder / "loop/backing_file", f"{backing}\n")
-        for fact, value in facts.items():
-            self._file(folder / fact.replace("_", "/", 1), f"{value}\n")
+        for fact, value in (facts or {}).items():
+            self._file(folder / fact, f"{value}\n")
 
     def partition(self, disk: str, name: str, number: str, *, size: int = 1 << 29) -> None:
         folder = self._folder_of(disk) / name

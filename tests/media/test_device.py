@@ -71,7 +71,7 @@ def test_a_second_disk_with_a_part_of_the_system_is_refused(host: HostTree, poin
 def test_a_disk_with_the_store_or_the_pack_is_refused(host: HostTree) -> None:
     host.mount("/srv", "8:17")
     kept = [("/srv/vmpack/store", "the store"), ("/srv/demo.vmpack", "the pack")]
-    with pytest.raises(InUseError, match="it holds the store, the pack$"):
+    with pytest.raises(InUseError, match=r"it holds the store, the pack$"):
         refuse(host, "sdb", "8:16", *kept)
 
 
@@ -104,9 +104,7 @@ def test_a_volume_beside_the_systems_is_not_the_system(host: HostTree) -> None:
         refuse(host, "dm-1", "253:1")
 
 
-def test_without_a_list_of_mounts_no_device_is_touched(
-    host: HostTree, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_list_of_what_is_used_nothing_is_said_to_be_free(host: HostTree) -> None:
     (host.root / "proc/swaps").unlink()
     with pytest.raises(OSError, match="proc/swaps"):
         BlockTree(host.root)
@@ -131,8 +129,9 @@ def test_the_disk_of_this_host_is_refused() -> None:
 
 def test_a_stick_is_described_as_people_know_it(tmp_path: Path) -> None:
     host = HostTree(tmp_path / "root")
-    facts = {"device_vendor": "SanDisk ", "device_model": "Ultra           ", "removable": "1"}
-    host.disk("sdc", "8:32", bus="pci0/usb2/2-1/2-1:1.0/host6", size=30 << 30, diskseq="11", **facts)
+    facts = {"device/vendor": "SanDisk ", "device/model": "Ultra        ", "removable": "1"}
+    bus = "pci0/usb2/2-1/2-1:1.0/host6"
+    host.disk("sdc", "8:32", bus=bus, size=30 << 30, facts={**facts, "diskseq": "11"})
     host.partition("sdc", "sdc1", "8:33", size=7 << 30)
     path = Path("/dev/sdc")
     stick = block_device(path, "8:32", host.root)
@@ -145,9 +144,9 @@ def test_a_stick_is_described_as_people_know_it(tmp_path: Path) -> None:
 
 def test_other_devices_are_described_by_what_is_known(tmp_path: Path) -> None:
     host = HostTree(tmp_path / "root")
-    host.disk("vda", "254:0", device_vendor="0x1af4")
-    host.disk("dm-0", "253:0", dm_name="vg-guest")
-    host.disk("mmcblk0", "179:0", device_name="SD32G")
+    host.disk("vda", "254:0", facts={"device/vendor": "0x1af4"})
+    host.disk("dm-0", "253:0", facts={"dm/name": "vg-guest"})
+    host.disk("mmcblk0", "179:0", facts={"device/name": "SD32G"})
     host.disk("loop7", "7:7", backing="/srv/\x1bdisk.img")
     numbers = ["254:0", "253:0", "179:0", "7:7"]
     models = [block_device(Path("/dev/x"), number, host.root).model for number in numbers]
@@ -163,7 +162,7 @@ def test_another_medium_in_the_same_reader_is_another_device(tmp_path: Path) -> 
     found = []
     for sequence in ("11", "12"):
         host = HostTree(tmp_path / sequence)
-        host.disk("sdc", "8:32", diskseq=sequence)
+        host.disk("sdc", "8:32", facts={"diskseq": sequence})
         found.append(block_device(Path("/dev/sdc"), "8:32", host.root))
     assert found[0] != found[1]
 
@@ -276,15 +275,16 @@ def test_the_pack_and_what_is_in_the_store_are_no_targets(tmp_path: Path) -> Non
 
 def test_an_image_that_a_guest_writes_is_refused(tmp_path: Path) -> None:
     image = disks.empty(tmp_path / "image", MIB)
-    socket = tmp_path / "socket"
-    server = subprocess.Popen(["qemu-nbd", "-t", "-f", "raw", "-k", str(socket), str(image)])
+    ready = tmp_path / "pid"  # written when it has opened the image
+    command = ["qemu-nbd", "-t", "-f", "raw", "-k", f"{tmp_path}/socket", f"--pid-file={ready}"]
+    server = subprocess.Popen([*command, str(image)])
     try:
-        while not socket.exists():
+        while not ready.exists():
             assert server.poll() is None
-        with pytest.raises(InUseError, match=rf"process {server.pid} \(qemu-nbd\) has locked it"):
+        with pytest.raises(InUseError, match=rf"in use: process {server.pid} \(qemu-nbd\)"):
             refuse_if_needed(look_at(image), [])
     finally:
-        server.terminate()
+        server.kill()
         server.wait()
 
 

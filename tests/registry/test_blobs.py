@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from packer.errors import Error
+from packer.transport import deadline
 from packer.transport.registry import Registry
 from packer.transport.registry_reference import parse_reference
 from packer.transport.registry_upload import CHUNK_BYTES
@@ -211,6 +212,31 @@ def _keep_a_third(request: Request) -> None:
     request.forward()
 
 
+def test_what_a_registry_has_kept_of_a_broken_chunk_is_not_sent_again(
+    behind: Behind, docker_registry: Running
+) -> None:
+    """As the specification has it: the upload is asked how far it is."""
+    kept: dict[str, str] = {}
+
+    def keep_half(request: Request) -> bool:
+        if request.command == "GET" and "/uploads/" in request.path:
+            request.give(204, dict(kept), b"")
+            return True
+        if request.command != "PATCH" or kept:
+            return False
+        request.body = request.read_body(CHUNK_BYTES // 2 + 7)
+        request.headers.replace_header("Content-Length", str(len(request.body)))
+        _, headers, _ = request.ask()
+        kept.update({name: headers[name] for name in ("Location", "Range")})
+        request.cut()
+        return True
+
+    registry, server = behind(keep_half)
+    Sent(LARGE).through(registry)
+    assert docker_registry.blob_file(name_of(LARGE)).read_bytes() == LARGE
+    assert server.received == len(LARGE)
+
+
 def test_a_registry_that_wants_long_chunks_gets_them(behind: Behind) -> None:
     def demand(request: Request) -> None:
         status, headers, body = request.ask()
@@ -235,6 +261,21 @@ def test_retry_after_is_honoured(behind: Behind, method: str) -> None:
     started = time.monotonic()
     Sent(LARGE).through(registry)
     assert time.monotonic() - started > 1.9
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "PUT", "HEAD"])
+def test_a_registry_that_never_answers_is_asked_again(
+    behind: Behind, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadline, "STEP_SECONDS", 1.0)
+
+    def wait(request: Request) -> None:
+        request.read_body()
+        time.sleep(4)
+
+    registry, _ = behind(once(wait, method=method))
+    registry.obtain_blob(name_of(LARGE), len(LARGE))
+    Sent(LARGE).through(registry)
 
 
 def test_a_registry_that_stays_busy_is_given_up(behind: Behind) -> None:

@@ -130,7 +130,6 @@ def test_bytes_and_requests_are_worth_what_was_missing(
         )
         asked = count()
     print(f"{local}: lacking {solid}, {asked}")
-    print((room / "web/nginx/access.log").read_text()[:600])
     assert run_vmpack.json("verify", disk, pack.boot, "--exact")["right"]
     assert content_bytes(report, "http") == missing_bytes
     if local == "everything":

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from packer.sources.against import holds, prove
-from packer.sources.base import Bytes, FileRange, SourceError, Wanted
+from packer.sources.base import Bytes, FileRange, SourceError, Wanted, is_near
 from packer.sources.disk import DiskSource
 from tests.artifact.make import contents_of
 from tests.sources.asking import as_hints, whole_files
@@ -179,9 +182,33 @@ def test_a_disk_that_cannot_be_opened_is_an_error(tmp_path: Path, path: str) -> 
     source.close()
 
 
-def test_a_server_in_the_network_is_not_local() -> None:
+def test_a_server_in_the_network_is_near_and_not_local() -> None:
     assert not DiskSource("nbd://example.org/demo").local
+    assert is_near(DiskSource("nbd://example.org/demo"))
     assert DiskSource("nbd+unix:///?socket=/run/x").local
+    assert not is_near(DiskSource("nbd+unix:///?socket=/run/x"))
+
+
+def test_another_machines_disk_is_read_through_nbd_and_its_bytes_are_counted(image: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["qemu-nbd", "--read-only", "--shared=8", "--persistent", "--format=raw",
+               "--bind=127.0.0.1", f"--port={port}", str(image)]  # fmt: skip
+    with subprocess.Popen(command) as server:
+        try:
+            source = DiskSource(f"nbd://127.0.0.1:{port}")
+            wanted = whole_files(FILES)
+            for _ in range(500):
+                with suppress(SourceError):
+                    offers = source.find(wanted, deep=False)
+                    break
+                time.sleep(0.02)
+            assert offers.cost_bytes.tolist() == [len(data) for data in FILES.values()]
+            assert fetched(source, offers.rows, wanted) == dict(enumerate(FILES.values()))
+            source.close()
+        finally:
+            server.terminate()
 
 
 def test_no_descriptor_is_left_open(image: Path, qcow2: Path) -> None:

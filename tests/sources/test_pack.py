@@ -18,9 +18,11 @@ from packer.artifact.layout.tar import TarLayout
 from packer.artifact.opened import OpenedPack
 from packer.artifact.zstd import compress
 from packer.sources.base import Bytes, Piece, SourceError, Wanted
+from packer.sources.open import open_pack
 from packer.sources.pack import PackSource
 from tests.artifact.make import contents_of
 from tests.artifact.real_packs import MIB, hints_of, no_hints, write_pack
+from tests.round_trip.mirror import mirror
 from tests.unpack.simulated import CLASSES, DATA, numbered
 
 ALL = list(range(len(DATA)))
@@ -227,3 +229,29 @@ def test_on_this_host_nothing_costs_anything(tmp_path: Path) -> None:
     offers = source.find(wanted(pack.map.contents), deep=False)
     assert offers.cost_bytes.sum() == offers.group_bytes.sum() == 0
     source.close()
+
+
+def test_a_bundle_that_a_server_lacks_costs_its_contents_and_no_others(tmp_path: Path) -> None:
+    """Its manifest names it, so that it is offered once."""
+    write_pack(f"{tmp_path}/a/", DATA, CLASSES).close()
+    with mirror(tmp_path / "a") as server, open_pack(server.url) as pack:
+        private = pack.manifest.bundles()["private"].digest.removeprefix("sha256:")
+        (tmp_path / "a" / "blobs" / "sha256" / private).unlink()
+        source = source_of(pack)
+        assert source.find(wanted(pack.map.contents), deep=False).rows.tolist() == ALL
+        came: set[int] = set()
+        with pytest.raises(SourceError, match="does not hold blob"):
+            came.update(piece.row for piece in source.fetch(np.array(ALL)))
+        rest = [row for row in ALL if CLASSES[row] != Class.PRIVATE]
+        assert sorted(came) == rest
+        assert source.find(wanted(pack.map.contents), deep=True).rows.tolist() == rest
+        assert fetched(source, rest) == {row: DATA[row] for row in rest}
+
+
+def test_an_open_pack_on_a_server_has_cost_one_request_for_each_document(tmp_path: Path) -> None:
+    write_pack(f"{tmp_path}/a/", DATA, CLASSES).close()
+    with mirror(tmp_path / "a") as server, open_pack(server.url) as pack:
+        source_of(pack).find(wanted(pack.map.contents), deep=False)
+        assert server.requests == 6  # oci-layout, index.json, manifest, config, map, frame index
+        assert len(pack.hints.path) == 0
+        assert server.requests == 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import threading
@@ -13,15 +14,23 @@ from pathlib import Path
 import pytest
 
 from fixtures import web
+from packer.transport.http_server import Handler, HttpServer
 
 
 class Answer(BaseHTTPRequestHandler):
-    """A handler whose `do_GET` is a function of the test; it keeps what was asked."""
+    """A handler whose answers are a function of the test; it keeps what was asked."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: Server
     timeout = 20
+
+    body = b""
+    """What a POST carried."""
+
+    def do_POST(self) -> None:
+        self.body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
 
     def do_GET(self) -> None:
         with self.server.lock:
@@ -139,3 +148,28 @@ def nginx(root: Path, work: Path, **options: str) -> Iterator[str]:
         pytest.skip("nginx is not installed")
     with web.nginx(root, work, **options) as url:
         yield url
+
+
+@contextmanager
+def answering(handler: Handler) -> Iterator[tuple[HttpServer, int]]:
+    """Our own server on loopback, in a thread of its own; and its port."""
+    server, ready, ended = HttpServer(handler), threading.Event(), asyncio.Event()
+    port, loop = 0, asyncio.new_event_loop()
+
+    async def run() -> None:
+        nonlocal port
+        port = await server.start("127.0.0.1", 0)
+        ready.set()
+        await ended.wait()
+        await server.stop()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield server, port
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join(10)
+        assert not thread.is_alive(), "it did not stop"
+        loop.close()

@@ -89,11 +89,13 @@ class Simulated:
         held: Mapping[int, bytes] | None = None,
         *,
         local: bool = True,
+        near: bool = False,
         twist: Twist | None = None,
         cost: int = 0,
     ) -> None:
         self.uri = uri
         self.local = local
+        self.near = near
         self.held = dict(enumerate(DATA)) if held is None else dict(held)
         self.twist = twist
         self.cost = cost

@@ -104,6 +104,82 @@ def test_this_hosts_own_files_come_before_the_pack_and_the_pack_before_the_netwo
     assert gathering.supplied["https:"].fetched_bytes == 2
 
 
+def neighbour(uri: str, *rows: int, cost: int = 1, kind: type[Simulated] = Simulated) -> Simulated:
+    return kind(uri, some(*rows), local=False, near=True, cost=cost)
+
+
+@pytest.mark.parametrize("carrier_local", [True, False], ids=["carried", "pack on a mirror"])
+def test_neighbours_come_after_this_host_and_before_everybody_far_away(
+    bench: Bench, carrier_local: bool
+) -> None:
+    """However cheap that is, and in whatever order they are named."""
+    far = Simulated("https:", local=False, cost=0)
+    near = neighbour("store://", 0, 1, 2, 3, cost=DEEP_SEARCH_BYTES // len(ALL) - 1)
+    here = Simulated("dir:", some(0))
+    carrier = Simulated("pack:", some(0, 1) if carrier_local else some(*ALL), local=carrier_local)
+    gathering = fill(bench, carrier, far, near, here)
+    left = [2, 3] if carrier_local else [1, 2, 3]
+    assert near.fetched == [left]
+    asked = [2, 3, 4, 5] if carrier_local else [1, 2, 3, 4, 5]
+    assert near.asked == [(asked, False)]
+    assert far.asked == [([4, 5], False)]  # it is told of nothing else
+    assert gathering.fetched.tolist() == [*left, 4, 5]  # kept, so that it travels once
+    assert gathering.missing.tolist() == []
+
+
+def test_a_neighbour_that_lies_or_breaks_is_replaced_by_the_next_one_then_by_the_internet(
+    bench: Bench,
+) -> None:
+    liar = neighbour("store://a", *ALL)
+    liar.twist = MISDEEDS["lies in the first byte"]
+    broken = Broken("store://b", local=False, near=True)
+    good = neighbour("store://c", 0, 1, 2, cost=2)
+    far = Simulated("https:", local=False, cost=1)
+    gathering = fill(bench, Simulated("pack:", NOTHING), far, liar, broken, good)
+    assert good.fetched == [[0, 1, 2]]
+    assert far.fetched == [[3, 4, 5]]
+    assert gathering.supplied["store://b"].complaints == ["store://b is not there"]
+    assert gathering.missing.tolist() == []
+
+
+def test_trees_are_searched_before_much_is_asked_of_neighbours_and_not_for_little(
+    bench: Bench,
+) -> None:
+    tree = Deep("dir:", some(2))
+    near = neighbour("store://", *ALL, cost=DEEP_SEARCH_BYTES)
+    fill(bench, Simulated("pack:", NOTHING), tree, near)
+    assert tree.asked == [(ALL, False), (ALL, True)]
+    assert near.fetched == [[0, 1, 3, 4, 5]]
+
+
+def test_what_neighbours_lack_is_no_reason_to_search_trees(bench: Bench) -> None:
+    tree, near = Deep("dir:", some(2)), neighbour("store://", 0, 1, 2, 3)
+    far = Simulated("https:", local=False, cost=1)
+    gathering = fill(bench, Simulated("pack:", NOTHING), tree, near, far)
+    assert tree.asked == [(ALL, False)]
+    assert gathering.missing.tolist() == []
+
+
+def test_a_neighbours_running_disk_is_searched_when_nobody_else_has_it(bench: Bench) -> None:
+    disk = neighbour("disk:nbd://", 2, 3, kind=Deep)
+    gathering = fill(bench, Simulated("pack:", some(0, 1, 4, 5)), disk)
+    assert disk.asked == [([2, 3], False), ([2, 3], True)]
+    assert gathering.missing.tolist() == []
+
+
+def test_a_dry_run_counts_on_neighbours_before_everybody_far_away(tmp_path: Path) -> None:
+    with write_pack(tmp_path / "a.vmpack", DATA, CLASSES, carried=[Class.BOOT]) as pack:
+        far = Simulated("https:", local=False, cost=0)
+        near = neighbour("store://", 0, 1, 2, cost=7)
+        gone = Broken("store://gone", local=False, near=True)
+        plan = dry_run(pack, [far, gone, near])
+    assert plan.steps[1:] == (
+        ("store://", 2, SIZES[1] + SIZES[2], 14),
+        ("https:", 3, sum(SIZES[3:]), 0),
+    )
+    assert plan.complaints == ("store://gone is not there",)
+
+
 def test_sources_are_asked_in_the_order_of_preference(bench: Bench) -> None:
     first, second = Simulated("a:"), Simulated("b:")
     fill(bench, Simulated("pack:", NOTHING), first, second)
@@ -165,7 +241,7 @@ def test_complaints_are_kept_with_the_source_that_made_them(bench: Bench, local:
         Simulated("cut:", twist=breaks_after(1), local=local),
         Simulated("good:", local=local),
     )
-    assert set(gathering.supplied["gone:"].complaints) == {"gone: is not there"}
+    assert gathering.supplied["gone:"].complaints == ["gone: is not there"]
     assert gathering.supplied["cut:"].complaints == ["the cable was pulled"]
     assert gathering.supplied["good:"].complaints == []
     assert gathering.missing.tolist() == []
@@ -284,11 +360,16 @@ def crowds(draw: st.DrawFn) -> list[Callable[[], Simulated]]:
     """A few sources, each with some contents, some of them wrong, and a misdeed or none."""
 
     def make(
-        number: int, held: dict[int, bytes], twist: str, local: bool, cost: int, kind: int
+        number: int, held: dict[int, bytes], twist: str, place: str, cost: int, kind: int
     ) -> Callable[[], Simulated]:
         classes = [Simulated, Deep, Greedy, Broken]
         return lambda: classes[kind](
-            f"{number}:", held, local=local, twist=MISDEEDS.get(twist), cost=cost
+            f"{number}:",
+            held,
+            local=place == "here",
+            near=place == "near",
+            twist=MISDEEDS.get(twist),
+            cost=cost,
         )
 
     return [
@@ -299,7 +380,7 @@ def crowds(draw: st.DrawFn) -> list[Callable[[], Simulated]]:
                 for row in draw(st.sets(st.sampled_from(ALL)))
             },
             draw(st.sampled_from(["", "", *MISDEEDS])),
-            draw(st.booleans()),
+            draw(st.sampled_from(["here", "near", "far"])),
             draw(st.integers(0, DEEP_SEARCH_BYTES)),
             draw(st.sampled_from([0, 0, 0, 1, 2, 3])),
         )

@@ -106,6 +106,9 @@ class LayoutWriter(Protocol):
     def location(self) -> str:
         """The final name, for messages."""
 
+    def check_room(self, blobs: Sequence[Blob]) -> None:
+        """Raise Error when these blobs cannot be stored, before any of them is."""
+
     def add(self, data: Buffer) -> Blob:
         """Store one blob that is in memory."""
 

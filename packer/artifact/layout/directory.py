@@ -6,8 +6,9 @@ named: a medium from a stranger must not make a reader open a device, a pipe or 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,15 +20,11 @@ from packer.artifact.layout.base import (
     check_range,
     most_index_bytes,
 )
-from packer.artifact.layout.staging import (
-    StagedWriter,
-    refuse_existing,
-    temporary_name,
-    writing,
-)
+from packer.artifact.layout.extras import PAGE_NAME, Extra, Page
+from packer.artifact.layout.staging import StagedWriter, refuse_existing, writing
 from packer.artifact.manifest import OCI_LAYOUT, Blob, Entry, check_oci_layout
 from packer.durable import sync_directory
-from packer.errors import InputError, UsageError
+from packer.errors import InputError
 
 CLUSTER_BYTES = 32 << 10
 """What a file on a stick is rounded up to: FAT32 and exFAT of up to 32 GB come so formatted."""
@@ -42,13 +39,15 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 class DirectoryLayout:
     """Reads a layout that is a directory; safe to use from several threads.
 
-    Raises InputError when the directory is no OCI layout.
+    index_name: of the file that is read as its index.json. Raises InputError when the directory
+    is no OCI layout.
     """
 
     remote = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, index_name: str = "index.json") -> None:
         self.location = str(path)
+        self._index_name = index_name
         folders: list[int] = []
         try:
             folders.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -56,8 +55,8 @@ class DirectoryLayout:
                 self._read_file(folders[0], "oci-layout", MAX_LAYOUT_FILE_BYTES),
                 f"{path}/oci-layout",
             )
-            folders.append(os.open("blobs", _OPEN_FOLDER, dir_fd=folders[0]))
-            self._blobs = os.open("sha256", _OPEN_FOLDER, dir_fd=folders[1])
+            folders.append(_open_spelled("blobs", _OPEN_FOLDER, folders[0]))
+            self._blobs = _open_spelled("sha256", _OPEN_FOLDER, folders[1])
         except (OSError, InputError) as error:
             for fd in folders:
                 os.close(fd)
@@ -71,7 +70,7 @@ class DirectoryLayout:
 
     def index(self) -> bytes:
         """Return the bytes of index.json."""
-        return self._read_file(self._root, "index.json", MAX_INDEX_BYTES)
+        return self._read_file(self._root, self._index_name, MAX_INDEX_BYTES)
 
     def blob_size(self, digest: str) -> int | None:
         """Return the size of a blob in bytes, or None when it is not there."""
@@ -118,7 +117,7 @@ class DirectoryLayout:
             raise InputError(f"{self.location}: blob {digest}: {error.strerror}") from error
 
     def _open_file(self, folder: int, name: str) -> int:
-        fd = os.open(name, _OPEN_FILE, dir_fd=folder)
+        fd = _open_spelled(name, _OPEN_FILE, folder)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise InputError(f"{self.location}: {name}: expected a regular file, found another")
@@ -154,51 +153,63 @@ class DirectoryLayout:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-class DirectoryWriter(StagedWriter):
-    """Writes a layout that is a directory; it appears whole, by one rename.
+def _open_spelled(name: str, flags: int, folder: int) -> int:
+    """Open a name in a folder, as it is or as a medium shows it that knows capitals only."""
+    for spelling in (name, name.upper(), f"{name.upper()};1"):
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(spelling, flags, dir_fd=folder)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
-    replace: whether an existing layout of that name is replaced; a folder that is no layout never
-    is. Raises UsageError when the name is taken.
+
+class DirectoryWriter(StagedWriter):
+    """Writes a layout that is a new directory; it appears whole, by one rename.
+
+    page, extras: files beside the layout. Raises UsageError when the name is taken.
     """
 
-    def __init__(self, path: Path, *, replace: bool = False) -> None:
-        if not replace:
-            refuse_existing(path)
-        elif path.is_symlink() or (path.exists() and not (path / "oci-layout").is_file()):
-            raise UsageError(
-                f"{path} exists and is no OCI layout", hint="choose another name, or remove it"
-            )
-        super().__init__(path, replace=replace, durable=True)
+    def __init__(
+        self, path: Path, *, extras: Sequence[Extra] = (), page: Page | None = None
+    ) -> None:
+        refuse_existing(path)
+        self._extras = tuple(extras)
+        self._page = page
+        super().__init__(path, replace=False, durable=True, single_file=False)
 
     def medium_bytes(self, blob_sizes: Sequence[int]) -> int:
         """Return what files of these sizes take on a medium with clusters of CLUSTER_BYTES."""
-        files = (*blob_sizes, most_index_bytes(len(blob_sizes)), len(OCI_LAYOUT))
-        clusters = sum(-(-size // CLUSTER_BYTES) for size in files)
-        folders = 3 + len(files) * NAME_BYTES // CLUSTER_BYTES
-        return CLUSTER_BYTES * (clusters + folders)
+        return folder_bytes(blob_sizes, self._extras, self._page)
 
     def finish(self, packs: Sequence[Entry]) -> tuple[Blob, ...]:
         """Write manifests and index.json, make all of it durable, rename it into place."""
         staging = self._open_staging()
         blobs = staging.seal(packs)
         with writing(self._path):
-            for folder in (staging.root / "blobs" / "sha256", staging.root / "blobs", staging.root):
+            for extra in with_page(staging.root, self._extras, self._page):
+                staging.add_extra(extra)
+            for folder in staging.folders():
                 sync_directory(folder)
-            self._rename(staging.root)
+            refuse_existing(self._path)
+            staging.root.rename(self._path)
             self._staging = None
             sync_directory(self._path.parent)
         return blobs
 
-    def _rename(self, root: Path) -> None:
-        if not self._replace or not self._path.exists():
-            refuse_existing(self._path)
-            root.rename(self._path)
-            return
-        old = temporary_name(self._path)
-        self._path.rename(old)
-        try:
-            root.rename(self._path)
-        except OSError:
-            old.rename(self._path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+
+def with_page(
+    root: Path, extras: Sequence[Extra], page: Page | None, index_name: str = "index.json"
+) -> tuple[Extra, ...]:
+    """Return the extra files of a layout that lies complete in a folder, its page first."""
+    if page is None:
+        return tuple(extras)
+    with contextlib.closing(DirectoryLayout(root, index_name)) as layout:
+        return Extra(PAGE_NAME, page.make(layout, extras)), *extras
+
+
+def folder_bytes(blob_sizes: Sequence[int], extras: Sequence[Extra], page: Page | None) -> int:
+    """Return what a layout takes at most on a medium with clusters of CLUSTER_BYTES."""
+    blobs = len(blob_sizes)
+    own = (most_index_bytes(blobs), len(OCI_LAYOUT), page.most_bytes(blobs) if page else 0)
+    files = (*blob_sizes, *own, *(one.size for one in extras))
+    clusters = sum(-(-size // CLUSTER_BYTES) for size in files)
+    folders = 3 + len({one.name.rpartition("/")[0] for one in extras})
+    return CLUSTER_BYTES * (clusters + folders + len(files) * NAME_BYTES // CLUSTER_BYTES)

@@ -21,6 +21,8 @@ from packer.artifact.layout.base import (
 from packer.artifact.manifest import check_oci_layout
 from packer.errors import Error, InputError
 
+_TAR_MAGIC = 257
+
 ReadRanges = Callable[[Sequence[tuple[int, int]]], Iterator[tuple[int, bytes]]]
 """Yields (row, bytes) for each (offset, length) of an image, in any order."""
 
@@ -85,7 +87,8 @@ class IsoLayout:
             return
         for row, (offset, length) in enumerate(ranges):  # scattered, or nothing at all
             with reading(self.location):
-                yield row, b"".join(self._pieces(blob, offset, length))
+                data = b"".join(self._pieces(blob, offset, length))
+            yield row, data
 
     def close(self) -> None:
         """Give back the source."""
@@ -137,9 +140,21 @@ def open_iso(path: Path) -> IsoLayout:
 
 
 def is_iso(path: Path) -> bool:
-    """Return whether a local file begins like an ISO image, whatever its name.
+    """Return whether a local file is an ISO image, by what it begins with and not by its name.
 
-    Raises InputError when it cannot be read.
+    The first sectors of an image are free for others; one that begins like a tar file is a tar
+    file. Raises InputError when it cannot be read.
     """
     with reading(str(path)), FileSource(path) as source:
-        return probe(source)
+        return probe(source) and source.pread(_TAR_MAGIC, 5) != b"ustar"
+
+
+def holds_layout(path: Path) -> bool:
+    """Return whether a local file is an ISO image that holds a layout, not some other disk."""
+    try:
+        if is_iso(path):
+            open_iso(path).close()
+            return True
+    except InputError:
+        pass
+    return False

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,21 +25,28 @@ from packer.artifact.layout.base import (
     check_digest,
     check_range,
 )
+from packer.artifact.layout.extras import Extra
 from packer.artifact.manifest import OCI_LAYOUT, Blob, Entry, encode, encode_index
 from packer.errors import Error, UsageError
 from packer.file_system import LOCAL_TYPES, file_system_type
 from packer.progress import Advance, ignore
+from packer.text import format_bytes
 
 _HINTS = {
     errno.ENOSPC: "the medium is full; free some space or choose another output",
     errno.EDQUOT: "your quota on this file system is used up; choose another output",
-    errno.EFBIG: "the file system takes no file this large (FAT: 4 GiB); write a directory instead",
+    errno.EFBIG: "the file system takes no file this large (FAT: 4 GiB); take one with exFAT, or "
+    "write a directory",
     errno.EROFS: "the file system is read-only; choose another output",
     errno.EACCES: "you may not write there; choose another output",
     errno.EPERM: "you may not write there; choose another output",
     errno.ENOENT: "create the folder first",
 }
 
+
+FAT_TYPES = ("vfat", "msdos")
+FAT_FILE_BYTES = (4 << 30) - 1
+"""The largest file that FAT holds (Microsoft FAT specification, 6: DIR_FileSize)."""
 
 FETCHED = "fetched"
 """The folder of a staging in which blobs grow that come over the network."""
@@ -79,7 +88,7 @@ def take_left_behind(final: Path, keep: Path) -> None:
 
 def _take_if_left_behind(folder: Path, keep: Path) -> None:
     with contextlib.suppress(OSError):
-        fd = _locked(folder)
+        fd = lock_folder(folder)
         try:
             own = os.fstat(fd).st_uid == os.geteuid()
             # Elsewhere a lock may reach no further than its host, and another one may write here.
@@ -101,7 +110,7 @@ def _locked_folder(final: Path) -> tuple[Path, int | None]:
         root = temporary_name(final)
         root.mkdir()
         try:
-            fd = _locked(root)
+            fd = lock_folder(root)
         except (BlockingIOError, FileNotFoundError):
             continue  # before it was locked, another run took it for left behind
         except OSError:
@@ -112,7 +121,7 @@ def _locked_folder(final: Path) -> tuple[Path, int | None]:
         os.close(fd)
 
 
-def _locked(folder: Path) -> int:
+def lock_folder(folder: Path) -> int:
     """Return a descriptor that holds the lock of a folder until it is closed.
 
     Raises OSError when somebody else holds it, or where folders cannot be locked (NFS).
@@ -183,11 +192,7 @@ class Staging:
             advance(blob.size)
             return self.blobs[blob.digest]
         check_range(layout.location, blob.digest, layout.blob_size(blob.digest), 0, blob.size)
-        place = self._fetched / blob_hex(blob.digest, layout.location) if layout.remote else None
-        if layout.remote:
-            with writing(self.final):
-                self._fetched.mkdir(exist_ok=True)
-        with self.stream(place) as staged:
+        with self.stream(self._place(layout, blob)) as staged:
             if staged.size > blob.size:
                 staged.start_again()
             advance(staged.size)
@@ -201,9 +206,26 @@ class Staging:
 
     def add_file(self, name: str, data: bytes) -> None:
         """Write one of the layout's own files, "index.json" or "oci-layout"."""
-        with writing(self.final), (self.root / name).open("xb") as file:
-            file.write(data)
-            self.flush(file)
+        self._write(self.root / name, io.BytesIO(data))
+
+    def add_extra(self, extra: Extra) -> None:
+        """Write a file beside the layout."""
+        with extra.open() as source:
+            self._write(self.root / extra.name, source, executable=extra.executable)
+
+    def _write(self, path: Path, source: BinaryIO, *, executable: bool = False) -> None:
+        with writing(self.final):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                shutil.copyfileobj(source, file, COPY_BYTES)
+                if executable:
+                    _make_executable(file.fileno())
+                self.flush(file)
+
+    def folders(self) -> Iterator[Path]:
+        """Yield the folders of the layout, each after those within it."""
+        for root, _, _ in os.walk(self.root, topdown=False):
+            yield Path(root)
 
     def seal(self, packs: Sequence[Entry]) -> tuple[Blob, ...]:
         """Write manifests, index.json and oci-layout; return the manifests' blobs.
@@ -217,10 +239,25 @@ class Staging:
             raise ValueError(f"manifests and stored blobs differ: {', '.join(odd)}")
         blobs = tuple(self.add(encode(pack.manifest)) for pack in packs)
         names = [pack.ref_name for pack in packs]
-        shutil.rmtree(self._fetched, ignore_errors=True)
+        self._forget_fetched()
         self.add_file("index.json", encode_index(list(zip(names, blobs, strict=True))))
         self.add_file("oci-layout", OCI_LAYOUT)
         return blobs
+
+    def there_bytes(self, blob: Blob) -> int:
+        """Return how many bytes of a blob an earlier run left here."""
+        return _size_of(self._fetched / blob_hex(blob.digest, str(self.final)))
+
+    def _place(self, layout: Layout, blob: Blob) -> Path | None:
+        """Return where a copied blob grows so that a later run can go on; None: anywhere."""
+        if not layout.remote:
+            return None
+        with writing(self.final):
+            self._fetched.mkdir(exist_ok=True)
+        return self._fetched / blob_hex(blob.digest, layout.location)
+
+    def _forget_fetched(self) -> None:
+        shutil.rmtree(self._fetched, ignore_errors=True)
 
     def flush(self, file: BinaryIO) -> None:
         """Flush a file that ends here, to the medium if this staging is durable."""
@@ -322,17 +359,36 @@ class StagedBlob:
 
 
 class StagedWriter:
-    """A LayoutWriter but for `finish`: blobs collect in a Staging beside the final name.
+    """A LayoutWriter but for `medium_bytes` and `finish`: blobs collect in a Staging.
 
-    durable: see Staging.
+    durable, staging: see Staging. single_file: whether the layout becomes one file.
     """
 
-    def __init__(self, path: Path, *, replace: bool, durable: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        replace: bool,
+        durable: bool,
+        single_file: bool = True,
+        staging: type[Staging] = Staging,
+    ) -> None:
         self.location = str(path)
         self._path = path.absolute()
         self._replace = replace
-        self._staging: Staging | None = Staging(self._path, durable=durable)
+        self._single_file = single_file
+        self._staging: Staging | None = staging(self._path, durable=durable)
         self._unlock = self._staging.unlock
+
+    def check_room(self, blobs: Sequence[Blob]) -> None:
+        """Raise Error when the medium has no room for these blobs, or for a file that large."""
+        staging = self._open_staging()
+        sizes = [blob.size for blob in blobs]
+        largest = max(sizes, default=0)
+        needed = sum(blob.size - min(blob.size, staging.there_bytes(blob)) for blob in blobs)
+        if self._single_file:  # the largest blob lies there twice while the file is put together
+            largest, needed = sum(sizes), needed + largest
+        _check_room(self._path, staging.root, largest, needed)
 
     def add(self, data: Buffer) -> Blob:
         """Store one blob that is in memory."""
@@ -363,6 +419,43 @@ class StagedWriter:
     def __exit__(self, *_: object) -> None:
         self.abort()
         self._unlock()
+
+
+def _make_executable(fd: int) -> None:
+    """Let those run a program who may read it, where the file system can say so (FAT cannot)."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    with contextlib.suppress(OSError):
+        os.fchmod(fd, mode | (mode & 0o444) >> 2)
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
+
+
+def _check_room(path: Path, folder: Path, file_bytes: int, needed_bytes: int) -> None:
+    with writing(path):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            kind, room = file_system_type(fd), os.fstatvfs(fd)
+        finally:
+            os.close(fd)
+    if kind in FAT_TYPES and file_bytes > FAT_FILE_BYTES:
+        raise Error(
+            f"cannot write {path}: a file of {format_bytes(file_bytes)} is needed, "
+            f"FAT holds files of up to {format_bytes(FAT_FILE_BYTES)}",
+            hint="take a medium with exFAT; of an ISO image or tar file that is too large, "
+            "a folder may fit",
+        )
+    free_bytes = room.f_bavail * room.f_frsize
+    if needed_bytes > free_bytes:
+        raise Error(
+            f"cannot write {path}: {format_bytes(needed_bytes)} are needed there, "
+            f"{format_bytes(free_bytes)} are free",
+            hint=_HINTS[errno.ENOSPC],
+        )
 
 
 def _in_order(layout: Layout, blob: Blob, start: int, folder: Path) -> Iterator[bytes]:

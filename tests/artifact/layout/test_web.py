@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from packer.artifact.layout.base import read_blob
+from packer.artifact.layout.base import Expecting, read_blob
 from packer.artifact.layout.web import WebLayout
-from packer.artifact.manifest import OCI_LAYOUT
-from packer.errors import InputError, UsageError
+from packer.artifact.manifest import OCI_LAYOUT, Blob
+from packer.errors import Error, InputError, UsageError
 from packer.transport.http import Client, TransportError
-from tests.transport.servers import Answer, nginx, serving
+from tests.transport.servers import Answer, Server, nginx, serving
 
 BLOB = random.Random(3).randbytes(2 << 20)
 NAME = "sha256:" + hashlib.sha256(BLOB).hexdigest()
@@ -111,3 +111,70 @@ def test_a_dead_server_is_no_missing_pack() -> None:
         pytest.raises(TransportError, match="refused"),
     ):
         WebLayout(url + "/demo/", client)
+
+
+@pytest.fixture
+def server(base: str, tmp_path: Path) -> Iterator[Server]:
+    """The same files from a server that keeps what was asked."""
+    root = tmp_path / "root"
+
+    def files(answer: Answer, _: int) -> None:
+        path = root / answer.path.lstrip("/")
+        if not path.is_file():
+            return answer.give(404, {"Content-Length": "0"}, b"")
+        return answer.give_range(path.read_bytes())
+
+    with serving(files) as server:
+        yield server
+
+
+def paths_asked(server: Server) -> list[str]:
+    return [path.rpartition("/")[2][:8] for path, _ in server.asked]
+
+
+def test_what_a_manifest_tells_is_not_asked_for(server: Server) -> None:
+    layout = WebLayout(server.url + "/demo/")
+    assert isinstance(layout, Expecting)
+    layout.expect([Blob(NAME, len(BLOB)), Blob(ABSENT, 1000)])
+    assert layout.index() == layout.index() == b"{}"
+    assert layout.blob_size(NAME) == len(BLOB)
+    assert read_blob(layout, NAME, len(BLOB)) == BLOB
+    assert paths_asked(server) == ["oci-layo", "index.js", NAME[7:15]]
+    layout.close()
+
+
+def test_a_blob_that_a_manifest_names_and_that_is_not_there_is_found_out(server: Server) -> None:
+    layout = WebLayout(server.url + "/demo/")
+    layout.expect([Blob(ABSENT, 1000)])
+    assert layout.blob_size(ABSENT) == 1000
+    with pytest.raises(InputError, match="does not hold blob"):
+        layout.read(ABSENT, 0, 10)
+    assert layout.blob_size(ABSENT) is None
+    layout.expect([Blob(ABSENT, 1000)])
+    assert layout.blob_size(ABSENT) is None
+    layout.close()
+
+
+@pytest.mark.parametrize("promised", [len(BLOB) + 1, 1 << 62, len(BLOB) - 1, 0])
+def test_a_wrong_size_in_a_manifest_is_an_error_and_no_wrong_bytes(
+    server: Server, promised: int
+) -> None:
+    layout = WebLayout(server.url + "/demo/")
+    layout.expect([Blob(NAME, promised)])
+    with pytest.raises(Error):
+        read_blob(layout, NAME, 2 * len(BLOB))
+    found = dict(layout.read_many(NAME, [(0, min(10, promised))]))
+    assert found == {0: BLOB[: min(10, promised)]}
+    layout.close()
+
+
+def test_far_ranges_of_a_blob_travel_in_one_request(server: Server) -> None:
+    layout = WebLayout(server.url + "/demo/")
+    layout.expect([Blob(NAME, len(BLOB))])
+    layout.read(NAME, 0, 10)
+    before = len(server.asked)
+    ranges = [(offset, 10) for offset in range(0, len(BLOB), 100_000)]
+    found = dict(layout.read_many(NAME, ranges))
+    assert found == {row: BLOB[o : o + length] for row, (o, length) in enumerate(ranges)}
+    assert len(server.asked) - before == 1
+    layout.close()
