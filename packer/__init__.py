@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from packer.artifact.copy import CopyReport, Extent, Fit, copy_packs
     from packer.artifact.opened import OpenedPack
+    from packer.artifact.want import WantReport, write_want
     from packer.errors import (
         Error,
         InputError,
@@ -28,15 +29,19 @@ if TYPE_CHECKING:
     from packer.inspect.diff import Difference, diff_packs
     from packer.inspect.image import ImageReport, inspect_image
     from packer.inspect.pack import PackSummary, inspect_pack
+    from packer.media.device import Device, look_at
+    from packer.media.fill import FillReport, fill_list
+    from packer.media.write import WriteReport, write
     from packer.pack.pack import PackOptions, PackReport, pack
     from packer.sources.open import SourceOpener, open_pack
     from packer.unpack.dry_run import DryRun, dry_run
-    from packer.unpack.unpack import UnpackReport, unpack
+    from packer.unpack.unpack import ContentsMissingError, UnpackReport, unpack
     from packer.unpack.verify import VerifyReport, verify
 
 _HOMES = {
     "packer.artifact.copy": ("CopyReport", "Extent", "Fit", "copy_packs"),
     "packer.artifact.opened": ("OpenedPack",),
+    "packer.artifact.want": ("WantReport", "write_want"),
     "packer.errors": (
         "Error",
         "InUseError",
@@ -50,19 +55,25 @@ _HOMES = {
     "packer.inspect.diff": ("Difference", "diff_packs"),
     "packer.inspect.image": ("ImageReport", "inspect_image"),
     "packer.inspect.pack": ("PackSummary", "inspect_pack"),
+    "packer.media.device": ("Device", "look_at"),
+    "packer.media.fill": ("FillReport", "fill_list"),
+    "packer.media.write": ("WriteReport", "write"),
     "packer.pack.pack": ("PackOptions", "PackReport", "pack"),
     "packer.sources.open": ("SourceOpener", "open_pack"),
     "packer.unpack.dry_run": ("DryRun", "dry_run"),
-    "packer.unpack.unpack": ("UnpackReport", "unpack"),
+    "packer.unpack.unpack": ("ContentsMissingError", "UnpackReport", "unpack"),
     "packer.unpack.verify": ("VerifyReport", "verify"),
 }
 
 __all__ = [
+    "ContentsMissingError",
     "CopyReport",
+    "Device",
     "Difference",
     "DryRun",
     "Error",
     "Extent",
+    "FillReport",
     "Fit",
     "ImageReport",
     "InUseError",
@@ -79,15 +90,21 @@ __all__ = [
     "UnpackReport",
     "UsageError",
     "VerifyReport",
+    "WantReport",
+    "WriteReport",
     "copy_packs",
     "diff_packs",
     "dry_run",
+    "fill_list",
     "inspect_image",
     "inspect_pack",
+    "look_at",
     "open_pack",
     "pack",
     "unpack",
     "verify",
+    "write",
+    "write_want",
 ]
 
 

@@ -25,6 +25,7 @@ from packer.transport.ranges import (
     cut_ranges,
     gap_of,
     join_ranges,
+    within,
 )
 from packer.transport.response import (
     Body,
@@ -326,19 +327,19 @@ class Client:
             return
         # Servers may join ranges, send fewer, or in another order (RFC 9110, 15.3.7.2).
         allowed = sum(end - start for start, end in spans) + GAP_BYTES * len(spans)
-        parts = missing = 0
+        parts = brought = 0
         try:
             for part in self._parts(answer, len(spans)):
                 allowed -= part.end - part.start
                 if allowed < 0:
                     raise MultipartError("much more than was asked for")
-                inside = [one for one in asked if part.start <= one[0] and one[1] <= part.end]
+                inside = within(asked, part.start, part.end)
                 yield from cut_ranges(part.chunks, part.start, inside)
-                parts, missing = parts + 1, missing + len(inside)
+                parts, brought = parts + 1, brought + len(inside)
         except MultipartError:
             self._lower_ranges(url, 1)
         else:
-            if missing < len(asked):
+            if brought < len(asked):
                 self._lower_ranges(url, min(parts, len(spans) - 1))
         finally:
             call.closed(answer)

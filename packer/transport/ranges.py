@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -109,3 +110,9 @@ def batches(asked: Sequence[Asked], most_ranges: int, connections: int) -> list[
 def bounds(asked: Sequence[Asked]) -> tuple[int, int]:
     """Return [start, end) of everything in a sorted list of ranges that is not empty."""
     return asked[0][0], max(end for _, end, _ in asked)
+
+
+def within(asked: Sequence[Asked], start: int, end: int) -> list[Asked]:
+    """Return those of sorted ranges that lie wholly in [start, end)."""
+    low, high = bisect_left(asked, (start,)), bisect_left(asked, (end,))
+    return [one for one in asked[low:high] if one[1] <= end]

@@ -205,7 +205,8 @@ def update(
     before = held.version.label if held.version else ""
     report: UnpackReport | None = None
     container = container or old.disk.container
-    if not held.whole or held.version is None or held.version.identity != pack.config_digest:
+    same = held.whole and held.version is not None and held.version.identity == pack.config_digest
+    if not same or container != old.disk.container:
         if container not in FORMATS:
             raise UsageError(
                 f"{old.path} is a {container} image, which cannot be written",
@@ -223,6 +224,8 @@ def update(
                 jobs=jobs,
                 progress=progress,
             )
+    else:
+        old.disk.check_unchanged()  # what was hashed is what is remembered
     note = old.records.remember(old.real, container, pack)
     return UpdateReport(old.path, before, pack.config.ref_name, report, note)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from formats.ranges import Ranges, as_ranges, intersect, union
-from formats.source import Source
+from formats.source import Source, Window
 from packer.artifact.contents import BLOCK_BYTES
 from packer.artifact.map import Kind, Map
 from packer.errors import MismatchError
@@ -54,14 +54,18 @@ def verify(
     """Compare a disk, in any container, with a pack's map.
 
     exact: unused and dropped ranges must read as zeros too, as `unpack` leaves them; else they
-    are ignored. Raises MismatchError when the size differs; wrong bytes are in the report.
+    are ignored. Raises MismatchError when the size differs, but for a block device that is larger,
+    whose rest is ignored; wrong bytes are in the report.
     """
     with open_disk(disk, allow_in_use=True) as opened:
-        if opened.size != disk_map.size:
+        source: Source = opened.source
+        if source.size > disk_map.size and Path(disk).is_block_device():
+            source = Window(source, 0, disk_map.size)
+        if source.size != disk_map.size:
             raise MismatchError(
-                f"{disk}: expected a disk of {disk_map.size} bytes, found {opened.size}"
+                f"{disk}: expected a disk of {disk_map.size} bytes, found {source.size}"
             )
-        return compare(opened.source, disk_map, exact=exact, jobs=jobs, progress=progress)
+        return compare(source, disk_map, exact=exact, jobs=jobs, progress=progress)
 
 
 def compare(

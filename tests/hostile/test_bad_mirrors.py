@@ -158,6 +158,10 @@ def test_without_another_mirror_what_is_missing_is_listed(
 ) -> None:
     done = run_vmpack("unpack", boot, "-o", disk, "--from", dead_url)
     refused(done, MISSING, "nobody has", dead_url, "left out", output=disk)
+    plan = run_vmpack("unpack", boot, "--dry-run", "--from", dead_url)
+    assert plan.returncode == MISSING
+    assert dead_url in plan.stderr
+    assert "left out" in plan.stderr
 
 
 def test_a_connection_that_is_cut_is_taken_up_where_it_broke(

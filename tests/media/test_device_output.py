@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import subprocess
@@ -16,9 +17,13 @@ from packer.errors import Error, InUseError
 from packer.media.device import Device, look_at
 from packer.media.device_output import HEAD_BYTES, MARK, DeviceOutput
 from packer.media.medium import Medium, is_zero
+from packer.progress import Silent, ignore
+from packer.sources.store import Store
+from packer.unpack.assemble import Assembler
 from tests.artifact.layout.media import small_medium
 from tests.host import needs_root, run
 from tests.survey.disks import MIB, empty, loop_device, write_at
+from tests.unpack.simulated import DATA, Simulated, sample_disk, sample_map
 
 SIZE = 8 * MIB
 OLD = random.Random(1).randbytes(SIZE + MIB)
@@ -173,6 +178,61 @@ def test_a_blank_device_has_nothing_to_take_up_and_any_other_may_have(tmp_path: 
     write_at(other, SIZE - 1, b"x")
     with DeviceOutput(look_at(other), 4 * MIB) as output:
         assert output.resumed
+
+
+# -- as the target of an assembler -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local", "remote"])
+def test_an_assembler_makes_the_disk_of_it_and_keeps_contents_from_there(
+    tmp_path: Path, image: Path, local: bool
+) -> None:
+    """Those that are still in memory, too; the store gets copies, never blocks of the device."""
+    store = Store(tmp_path / "store")
+    with DeviceOutput(look_at(image), len(sample_disk())) as output:
+        output.begin("demo:1")
+        assembler = Assembler(sample_map(), output, 2)
+        assembler.clear_rest(Silent())
+        assert assembler.take_up(ignore) == 0
+        assembler.place_all(Simulated(local=local), assembler.missing(), ignore)
+        assert assembler.missing().tolist() == []
+        for row, data in enumerate(DATA):
+            assembler.keep(row, store)
+            assert store.holds(hashlib.sha256(data).digest(), len(data))
+        output.commit()
+    assert store.verify() == ()
+    assert image.read_bytes()[: len(sample_disk())] == sample_disk()
+
+
+def test_what_is_right_on_a_device_is_taken_up_even_where_it_is_not_written_yet(
+    image: Path,
+) -> None:
+    """The beginning was read before the mark was put there."""
+    damaged = bytearray(sample_disk() + OLD)
+    place = int(sample_map().start[4])  # the first block of the third content
+    damaged[place] ^= 1
+    image.write_bytes(damaged)
+    with DeviceOutput(look_at(image), len(sample_disk())) as output:
+        output.begin("demo:1")
+        assembler = Assembler(sample_map(), output, 2)
+        assembler.clear_rest(Silent())
+        assert assembler.take_up(ignore) == sum(map(len, DATA)) - MIB
+        assert assembler.missing().tolist() == [2]
+        assembler.place_all(Simulated(), assembler.missing(), ignore)
+        output.commit()
+    assert image.read_bytes() == sample_disk() + OLD
+
+
+@needs_root
+def test_what_an_earlier_run_wrote_is_taken_up_from_the_medium_and_not_from_memory(
+    image: Path,
+) -> None:
+    """Else what the medium lost would count as right, and never be written again."""
+    with loop_device(image) as path, path.open("rb") as another:
+        assert another.read(SIZE) == OLD[:SIZE]
+        write_at(image, 3 * MIB, b"lost")
+        with DeviceOutput(look_at(path), SIZE) as output:
+            assert output.pread(3 * MIB, 4) == b"lost"
 
 
 # -- one writer ------------------------------------------------------------------------------------

@@ -106,6 +106,7 @@ def test_noise_becomes_the_disk_and_what_lies_behind_it_stays(
         assert "every byte read back" in done.stdout
         assert f"{path}: the last 3,145,728 bytes (3.1 MB) are as they were" in done.stderr
         assert "GPT" not in done.stderr
+        assert run_vmpack.json("verify", path, small, "--exact")["right"]
     assert noise.read_bytes() == rebuilt.read_bytes() + before[SMALL:]
 
 

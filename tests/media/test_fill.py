@@ -56,8 +56,10 @@ class Scene:
         write_want(self.full, np.array(rows, dtype=np.int64), self.folder / "missing.want")
         return self.open("missing.want")
 
-    def fill(self, want: OpenedPack, output: str, *sources: Source, **options: bool) -> FillReport:
-        return fill_list(want, self.folder / output, sources, jobs=2, **options)
+    def fill(
+        self, want: OpenedPack, output: str, *sources: Source, replace: bool = False
+    ) -> FillReport:
+        return fill_list(want, self.folder / output, sources, replace=replace, jobs=2)
 
 
 def source(pack: OpenedPack, *rows: int) -> PackSource:

@@ -60,8 +60,8 @@ def test_a_boot_copy_is_completed_by_way_of_a_machine_with_a_network(
     assert not disk.exists()
     assert want.stat().st_size < 30_000
     with mirror(busybox.full) as full:
-        arguments = ["fill", want, "-o", filled, "--from", full.url, "--no-store"]
-        report = online.json(*arguments, environment=NO_PROGRAMS)
+        report = online.json("fill", want, "-o", filled, "--from", full.url, "--no-store",
+                             environment=NO_PROGRAMS)  # fmt: skip
         assert full.sent_bytes < 1.02 * filled.stat().st_size
     assert report["missing"] == []
     assert report["identity"] == config_digest(busybox.full)
@@ -167,6 +167,7 @@ def test_a_plan_writes_the_list_as_well(
     assert listed["wanted"][0] == 10
     assert listed["wanted"][2] == 0
     assert f'"contents": {listed["wanted"][0]}' in plan.stdout
+    assert "  asks for 10 contents, " in run_vmpack.good("inspect", want)
     filling = run_vmpack("fill", want, "--dry-run", "--from", "store:")
     assert filling.returncode == MISSING
     assert filling.stdout.startswith("10 wanted contents would come from:\n")

@@ -110,6 +110,8 @@ class Proxy(ThreadingHTTPServer):
 
     def __init__(self, target: str, fault: Fault) -> None:
         super().__init__(("127.0.0.1", 0), Request)
+        # Small, so that what was sent has about arrived.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         self.target = target
         self.fault = fault
         self.lock = threading.Lock()

@@ -326,7 +326,7 @@ def test_a_pull_that_was_interrupted_goes_on(
         for start in range(0, len(body), 1 << 16):
             request.wfile.write(body[start : start + (1 << 16)])
             sent[0] += len(body[start : start + (1 << 16)])
-            time.sleep(0.002)
+            time.sleep(0.005)
         return True
 
     with proxy(docker_registry.host, drip) as server:

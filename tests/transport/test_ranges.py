@@ -19,6 +19,7 @@ from packer.transport.ranges import (
     cut_ranges,
     gap_of,
     join_ranges,
+    within,
 )
 
 DATA = random.Random(1).randbytes(500)
@@ -82,6 +83,14 @@ def test_requests_for_several_ranges_bring_at_least_a_mebibyte_each(
     whole = sum(length for length, _ in frames)
     full = len(frames) // MOST_RANGES  # batches that are full of small ranges
     assert len(found) <= max(1, whole // MIB + 1) + full
+
+
+@given(ranges_of, st.integers(0, 500), st.integers(0, 500))
+def test_what_lies_within_a_part_is_found(
+    ranges: list[tuple[int, int]], start: int, end: int
+) -> None:
+    asked = rows_of(ranges)
+    assert within(asked, start, end) == [one for one in asked if start <= one[0] and one[1] <= end]
 
 
 @pytest.mark.parametrize("connections", [1, 4])

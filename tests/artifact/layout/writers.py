@@ -14,10 +14,9 @@ from packer.artifact.layout.base import LayoutWriter
 from packer.artifact.layout.directory import DirectoryWriter
 from packer.artifact.layout.in_place import InPlaceWriter
 from packer.artifact.layout.iso_writer import IsoWriter
-from packer.artifact.layout.staging import StagedWriter
 from packer.artifact.layout.tar import TarWriter
 
-MakeWriter = Callable[[Path], StagedWriter]
+MakeWriter = Callable[[Path], LayoutWriter]
 
 
 @dataclass(frozen=True)
