@@ -45,7 +45,7 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SOURCE",
-        help="store: dir:/usr disk:other.qcow2 pack:other.vmpack deb:/folder apt: https://… ; "
+        help="store: store://host dir:/usr disk:other.qcow2 pack:other.vmpack deb:/folder apt: https://… ; "
         "repeatable, besides the store; default: this host's package-owned trees and what the "
         "pack names",
     )

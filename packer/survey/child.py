@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packer.errors import InputError
+from packer.survey import frozen
 from packer.survey.limits import Limits
 
 EXIT_OUT_OF_MEMORY = 77
@@ -116,12 +117,16 @@ def exchange(command: list[str], job: Job) -> tuple[int, bytearray, bytes]:
 
 def interpreter_running(code: str, *arguments: str) -> list[str]:
     """Return a command line for a Python that looks at no variable, folder or site package."""
+    if frozen.is_frozen():
+        return frozen.command_running(code, arguments)
     return [sys.executable, "-I", "-S", "-X", "utf8", "-c", code, *arguments]
 
 
 def bare_environment() -> dict[str, str]:
     """Return the few variables that a child needs."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    if frozen.is_frozen():
+        kept |= frozen.child_variables()
     return kept | _VARIABLES
 
 

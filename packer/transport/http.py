@@ -260,7 +260,8 @@ class Client:
         jobs: list[tuple[Sequence[Asked], Body | None]] = []
         if origin(url) not in self._honours_ranges:
             # The first answer decides how the rest is asked for; its body is used either way.
-            first = batches(asked, 1, self.connections)[0]
+            first = batches(asked, MOST_RANGES, self.connections)[0]
+            first = within(first, *join_ranges(first, PART_BYTES)[0])
             body = self._open(url, *bounds(first), call)
             if not body.partial:
                 yield from self._one_pass(url, asked, body, call)

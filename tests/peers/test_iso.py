@@ -114,7 +114,7 @@ def test_a_program_beside_the_pack_can_be_run(room: Path) -> None:
         write_pack(writer)
     tool("xorriso", "-osirrox", "on", "-indev", room / "a.iso", "-extract", "/", room / "all")
     assert tool(room / "all" / program.name) == "ran\n"
-    assert not os.stat(room / "all" / text.name).st_mode & 0o111
+    assert not (room / "all" / text.name).stat().st_mode & 0o111
 
 
 @pytest.mark.slow

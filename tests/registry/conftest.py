@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.registry.servers import Running, registry
+from fixtures.registry import Running, registry
 
 _numbers = itertools.count(1)
 

@@ -1,4 +1,4 @@
-"""Debian's docker-registry on loopback, its token server, and certificates for it."""
+"""What a registry on loopback needs for its tests: users, a token server, certificates."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import base64
 import datetime
 import ipaddress
 import json
-import shutil
-import socket
 import ssl
-import subprocess
 import threading
 import time
 import uuid
@@ -21,101 +18,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import bcrypt
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-PROGRAM = shutil.which("docker-registry")
-START_S = 20.0
+from fixtures.registry import Certificate
+
 USER, PASSWORD = "ada", "correct horse"
 SERVICE, ISSUER = "a registry", "a token server"
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """A certificate with its key. `authority` signs it; that of an authority signs itself."""
-
-    certificate: Path
-    key: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A registry that runs. host: with port. folder: where it keeps its blobs."""
-
-    host: str
-    folder: Path
-    log: Path
-
-    def blob_file(self, digest: str) -> Path:
-        """Where the registry keeps a blob's bytes."""
-        name = digest.removeprefix("sha256:")
-        return self.folder / "docker/registry/v2/blobs/sha256" / name[:2] / name / "data"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def registry(
-    work: Path, *, auth: Mapping[str, Any] | None = None, tls: Certificate | None = None
-) -> Iterator[Running]:
-    """A registry that keeps its blobs below `work`. auth: that section of its configuration."""
-    if PROGRAM is None:
-        pytest.skip("docker-registry is not installed (tools/host-packages installs it)")
-    work.mkdir(parents=True, exist_ok=True)
-    for _ in range(5):  # another process may take the port that was free
-        host = f"127.0.0.1:{free_port()}"
-        http: dict[str, Any] = {"addr": host, "secret": "for tests"}
-        if tls is not None:
-            http["tls"] = {"certificate": str(tls.certificate), "key": str(tls.key)}
-        configuration = {
-            "version": "0.1",
-            "log": {"level": "info"},
-            "storage": {"filesystem": {"rootdirectory": str(work / "data")}},
-            "http": http,
-            "auth": auth or {},
-        }
-        (work / "config.yml").write_text(json.dumps(configuration))  # JSON is YAML
-        with (work / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [PROGRAM, "serve", work / "config.yml"], stdout=log, stderr=log
-            )
-        try:
-            if _answers(process, host):
-                yield Running(host, work / "data", work / "log")
-                return
-        finally:
-            process.terminate()
-            process.wait(10)
-    raise AssertionError((work / "log").read_text()[-2000:])
-
-
-def _answers(process: subprocess.Popen[bytes], host: str) -> bool:
-    name, _, port = host.partition(":")
-    deadline = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            socket.create_connection((name, int(port)), timeout=1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return True
-    return False
-
-
-def htpasswd(work: Path, user: str = USER, password: str = PASSWORD) -> dict[str, Any]:
-    """The `auth` section of a registry that wants this user name and password."""
-    work.mkdir(parents=True, exist_ok=True)
-    digest = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
-    (work / "htpasswd").write_text(f"{user}:{digest}\n")
-    return {"htpasswd": {"realm": "for tests", "path": str(work / "htpasswd")}}
 
 
 def config_json(

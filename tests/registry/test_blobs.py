@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from fixtures.registry import Running
 from packer.errors import Error
 from packer.transport import deadline
 from packer.transport.registry import Registry
@@ -18,7 +19,6 @@ from packer.transport.registry_upload import CHUNK_BYTES
 from packer.transport.response import NotFoundError, TransportError
 from tests.registry.conftest import Address
 from tests.registry.proxy import Fault, Proxy, Request, always, once, proxy
-from tests.registry.servers import Running
 
 MIB = 1 << 20
 SMALL = random.Random(1).randbytes(300_000)

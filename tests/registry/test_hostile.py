@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.registry import Running
 from packer.artifact.manifest import MAX_MANIFEST_BYTES
 from tests.hostile.refusal import refused
 from tests.registry.conftest import Address
 from tests.registry.proxy import Fault, Proxy, Request, always, proxy
-from tests.registry.servers import PASSWORD, USER, Running, config_json
+from tests.registry.servers import PASSWORD, USER, config_json
 from tests.round_trip.command import Vmpack
 from tests.round_trip.packs import author
 from tests.round_trip.small import pack_small

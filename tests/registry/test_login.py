@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.registry import Certificate, Running, htpasswd, registry
 from packer.transport import deadline
 from packer.transport.registry import Registry
 from packer.transport.registry_reference import Reference, parse_reference
@@ -24,14 +25,10 @@ from tests.registry.proxy import Fault, Proxy, Request, always, once, proxy
 from tests.registry.servers import (
     PASSWORD,
     USER,
-    Certificate,
-    Running,
     TokenServer,
     authority,
     certificate,
     config_json,
-    htpasswd,
-    registry,
     token_server,
 )
 from tests.transport.servers import Answer, Server, serving
@@ -92,7 +89,7 @@ def forbidden(*words: str) -> Iterator[None]:
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A registry that wants user name and password."""
     work = tmp_path_factory.mktemp("locked")
-    with registry(work, auth=htpasswd(work)) as running:
+    with registry(work, auth=htpasswd(work, USER, PASSWORD)) as running:
         yield running
 
 

@@ -14,18 +14,17 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.registry import Running, registry
 from tests.hostile.refusal import INTERRUPTED, refused
 from tests.registry.conftest import Address
 from tests.registry.proxy import Proxy, Request, always, once, proxy
 from tests.registry.servers import (
     PASSWORD,
     USER,
-    Running,
     TokenServer,
     authority,
     certificate,
     config_json,
-    registry,
     token_server,
 )
 from tests.round_trip.command import Vmpack

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.registry import Running, registry
 from packer.artifact import manifest as manifests
 from packer.artifact import media_types
 from packer.artifact.copy import Extent, copy_packs
@@ -34,7 +35,6 @@ from tests.registry.conftest import (
     repository,  # noqa: F401 a fixture
 )
 from tests.registry.proxy import Fault, Proxy, Request, always, once, proxy
-from tests.registry.servers import Running, registry
 from tests.unpack.simulated import CLASSES, DATA
 
 
