@@ -49,10 +49,7 @@ class Index:
     def used_frames(self, contents: Contents) -> NDArray[np.bool_]:
         """Return for each frame whether a content lies in it: bool[f]."""
         count = frame_counts(contents.size[self.content])
-        ends = np.zeros(len(self.bundle) + 1, dtype=np.int64)
-        np.add.at(ends, self.first_frame, 1)
-        np.add.at(ends, self.first_frame + count, -1)
-        return np.cumsum(ends[:-1]) > 0
+        return _contents_in(len(self.bundle), self.first_frame, count) > 0
 
     def of_contents(self, rows: NDArray[np.int64]) -> Index:
         """Return the same frames, with those contents alone."""
@@ -65,12 +62,15 @@ class Index:
         )
 
     def renumbered(self, old: Contents, new: Contents) -> Index:
-        """Return where the contents of another table lie: those that are in both, by digest."""
-        keys, order = digest_keys(new.digest), np.argsort(digest_keys(new.digest))
-        asked = digest_keys(old.digest[self.content])
-        place = np.minimum(np.searchsorted(keys[order], asked), max(len(keys) - 1, 0))
-        found = keys[order[place]] == asked if len(keys) else np.zeros(len(asked), dtype=bool)
-        content = order[place[found]] if len(keys) else np.empty(0, dtype=np.int64)
+        """Return where the contents of another table lie: those that are in both, by digest.
+
+        A digest that has another size there is a lie of one of the two tables.
+        """
+        _, here, there = np.intersect1d(
+            digest_keys(old.digest[self.content]), digest_keys(new.digest), return_indices=True
+        )
+        same = old.size[self.content[here]] == new.size[there]
+        found, content = here[same], there[same]
         by_row = np.argsort(content)
         return replace(
             self,
@@ -97,7 +97,8 @@ class Index:
 
     def only(self, digests: Sequence[str], contents: Contents) -> Index:
         """Return the part that speaks of the given bundles and of contents wholly inside them."""
-        kept = [row for row, digest in enumerate(self.bundles) if digest in digests]
+        named = set(digests)
+        kept = [row for row, digest in enumerate(self.bundles) if digest in named]
         number = np.full(len(self.bundles), -1, dtype=np.int64)
         number[kept] = np.arange(len(kept))
         frames = number[self.bundle] >= 0
@@ -166,34 +167,21 @@ def decode_index(data: bytes, contents: Contents) -> Index:
     wire = decode_table(_decoder, data, "frame index")
     if wire.schema != SCHEMA:
         raise InputError(f"frame index: expected schema {SCHEMA}, found {wire.schema}")
-    bundle = decode_column(wire.bundle, "frame index: bundle")
-    stored = decode_column(wire.stored_bytes, "frame index: stored_bytes", len(bundle))
-    frame_bytes = decode_column(wire.frame_bytes, "frame index: frame_bytes", len(bundle))
-    _expect(bool((bundle < len(wire.bundles)).all()), "bundle: names a bundle that is not listed")
-    _expect(bool((np.diff(bundle) >= 0).all()), "bundle: frames are not in bundle order")
+    _expect(len(set(wire.bundles)) == len(wire.bundles), "bundles: one is named twice")
+    # None of the sizes is 0, so they have bytes that bound the rows of every other column.
+    stored = decode_column(wire.stored_bytes, "frame index: stored_bytes")
     _expect(
         bool(((stored > 0) & (stored <= 2 * MAX_FRAME_BYTES)).all()), "stored_bytes: out of bounds"
     )
+    frame_bytes = decode_column(wire.frame_bytes, "frame index: frame_bytes", len(stored))
     _expect(
         bool(((frame_bytes > 0) & (frame_bytes <= MAX_FRAME_BYTES)).all()),
         f"frame_bytes: not between 1 and {MAX_FRAME_BYTES}",
     )
-    step = decode_column(wire.content_step, "frame index: content_step")
-    _expect(bool((step <= len(contents)).all()), "content_step: out of bounds")
-    content = np.cumsum(step + 1) - 1
-    first = decode_column(wire.first_frame, "frame index: first_frame", len(content))
-    offset = decode_column(wire.offset, "frame index: offset", len(content))
-    _expect(len(content) == 0 or int(content[-1]) < len(contents), "content_step: past the last")
-    size = contents.size[content]
-    count = frame_counts(size)
-    _expect(bool((first < len(bundle)).all()), "first_frame: out of bounds")
-    _expect(bool((first + count <= len(bundle)).all()), "first_frame: frames are missing")
-    single = count == 1
-    _expect(
-        bool((offset[single] <= (frame_bytes[first[single]] - size[single])).all())
-        and bool((offset[~single] == 0).all()),
-        "offset: a content reaches past its frame",
-    )
+    bundle = decode_column(wire.bundle, "frame index: bundle", len(stored))
+    _expect(bool((bundle < len(wire.bundles)).all()), "bundle: names a bundle that is not listed")
+    _expect(bool((np.diff(bundle) >= 0).all()), "bundle: frames are not in bundle order")
+    content, first, offset = _decode_places(wire, contents, frame_bytes)
     return Index(
         tuple(wire.bundles),
         bundle,
@@ -204,6 +192,45 @@ def decode_index(data: bytes, contents: Contents) -> Index:
         first,
         offset,
     )
+
+
+def _decode_places(
+    wire: _WireIndex, contents: Contents, frame_bytes: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return (content, first_frame, offset); see Index."""
+    _expect(wire.content_step.rows <= len(contents), "content_step: more rows than contents")
+    step = decode_column(wire.content_step, "frame index: content_step")
+    _expect(bool((step <= len(contents)).all()), "content_step: out of bounds")
+    content = np.cumsum(step + 1) - 1
+    _expect(len(content) == 0 or int(content[-1]) < len(contents), "content_step: past the last")
+    first = decode_column(wire.first_frame, "frame index: first_frame", len(content))
+    offset = decode_column(wire.offset, "frame index: offset", len(content))
+    size = contents.size[content]
+    count = frame_counts(size)
+    _expect(bool((first < len(frame_bytes)).all()), "first_frame: out of bounds")
+    _expect(bool((first + count <= len(frame_bytes)).all()), "first_frame: frames are missing")
+    single = count == 1
+    _expect(
+        bool((offset[single] <= (frame_bytes[first[single]] - size[single])).all())
+        and bool((offset[~single] == 0).all()),
+        "offset: a content reaches past its frame",
+    )
+    large = _contents_in(len(frame_bytes), first[~single], count[~single])
+    _expect(
+        int(large.max(initial=0)) <= 1 and not large[first[single]].any(),
+        f"first_frame: a content above {BLOCK_BYTES} bytes shares a frame with another",
+    )
+    return content, first, offset
+
+
+def _contents_in(
+    frames: int, first_frame: NDArray[np.int64], count: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return how many contents lie in each frame, wholly or in part: int64[frames]."""
+    ends = np.zeros(frames + 1, dtype=np.int64)
+    np.add.at(ends, first_frame, 1)
+    np.add.at(ends, first_frame + count, -1)
+    return np.cumsum(ends[:-1])
 
 
 def offsets_in_bundles(

@@ -111,7 +111,7 @@ def render(packs: Sequence[Shown], extras: Sequence[str]) -> bytes:
 <main>
 <header>
 <h1>{_text(title)}</h1>
-<p>{kind} on this medium, packed with vmpack: signed, and rebuilt bit for bit on your host.</p>
+<p>{kind} on this medium, packed with vmpack, to be rebuilt bit for bit on your host.</p>
 </header>
 {"".join(map(_card, packs))}
 {_guide(packs, extras)}

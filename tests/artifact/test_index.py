@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import random
+import tracemalloc
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
 
 from packer.artifact.index import Index, decode_index, encode_index
-from packer.columns import encode_column
+from packer.columns import MAX_ROWS, PackedColumn, encode_column
 from packer.errors import InputError
 from tests.artifact.make import contents_of
+from tests.artifact.mutate import mutations
 
 MIB = 1 << 20
 CONTENTS = contents_of([b"a" * 100, b"b" * 200, bytes(MIB + 500), b"d" * 300])
@@ -68,6 +73,9 @@ def test_the_part_for_one_bundle_names_only_contents_that_are_wholly_inside() ->
         ({"first_frame": encode_column(column(0, 0, 9))}, "out of bounds"),
         ({"offset": encode_column(column(0, 101, 0))}, "past its frame"),
         ({"content_step": encode_column(column(0, 0, 9))}, "content_step"),
+        ({"bundles": ["sha256:" + "0" * 64] * 2}, "bundles: one is named twice"),
+        ({"first_frame": encode_column(column(0, 1, 1))}, "shares a frame"),
+        ({"first_frame": encode_column(column(2, 0, 1))}, "shares a frame"),
     ],
 )
 def test_an_index_that_breaks_a_rule_is_named_with_it(
@@ -78,14 +86,56 @@ def test_an_index_that_breaks_a_rule_is_named_with_it(
         decode_index(msgspec.msgpack.encode(wire | changes), CONTENTS)
 
 
-def test_every_flipped_byte_is_an_error_or_another_legal_index() -> None:
-    data = encode_index(index())
-    for position in range(len(data)):
-        broken = bytearray(data)
-        broken[position] ^= 0x41
+def test_two_large_contents_never_overlap() -> None:
+    """What a frame of a large content holds beside it would be torn apart on a smaller medium."""
+    contents = contents_of([bytes(2 * MIB + 1), b"x" * (2 * MIB + 2)])
+    honest = Index(
+        ("sha256:" + "0" * 64,),
+        *(column(*[n] * 6) for n in (0, 0, 70, MIB)),
+        content=column(0, 1),
+        first_frame=column(0, 3),
+        offset=column(0, 0),
+    )
+    assert decode_index(encode_index(honest), contents).first_frame.tolist() == [0, 3]
+    for first in (0, 1, 2):
+        lying = replace(honest, first_frame=column(0, first))
+        with pytest.raises(InputError, match="shares a frame"):
+            decode_index(encode_index(lying), contents)
+
+
+@pytest.mark.parametrize("name", ["bundle", "content_step", "first_frame", "offset"])
+def test_a_column_of_zeros_that_has_no_end_takes_no_memory(name: str) -> None:
+    wire = msgspec.msgpack.decode(encode_index(index()))
+    data = msgspec.msgpack.encode(wire | {name: PackedColumn(0, MAX_ROWS, b"")})
+    tracemalloc.start()
+    with pytest.raises(InputError, match=name):
+        decode_index(data, CONTENTS)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < MIB
+
+
+def test_a_content_that_another_table_gives_another_size_is_not_found_in_it() -> None:
+    lie = contents_of([b"z" * 50, b"b" * 200, bytes(MIB + 500)])
+    found = index().renumbered(CONTENTS, lie)
+    assert found.content.tolist() == [1, 2]
+    lie = replace(lie, size=lie.size * np.array([1, 9000, 2]))
+    assert index().renumbered(CONTENTS, lie).content.tolist() == []
+
+
+def test_a_damaged_index_is_refused_or_still_good_for_everything() -> None:
+    """Nobody signs it: whatever it says must not carry anybody out of bounds."""
+    legal = 0
+    for data in mutations(encode_index(index()), random.Random(1), 4000):
         try:
-            found = decode_index(bytes(broken), CONTENTS)
+            found = decode_index(data, CONTENTS)
         except InputError:
             continue
-        assert (found.first_frame < len(found.bundle)).all()
-        assert (found.content < len(CONTENTS)).all()
+        legal += 1
+        assert len(found.used_frames(CONTENTS)) == len(found.bundle)
+        part = found.only(found.bundles[:1], CONTENTS)
+        both = part.joined(found.only(found.bundles[1:], CONTENTS))
+        assert equal(decode_index(encode_index(both), CONTENTS), both)
+        again = found.renumbered(CONTENTS, CONTENTS)
+        assert equal(again.of_contents(found.content), found)
+    assert legal > 100

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from packer.artifact import media_types
 from packer.artifact.manifest import Blob, Manifest, build, choose, decode, decode_index, encode
 from packer.errors import Error, InputError
 from tests.artifact.fake_packs import sha256
+from tests.artifact.mutate import mutations
 
 
 def blob(text: str) -> Blob:
@@ -127,6 +129,8 @@ def test_layers_of_unknown_type_are_passed_over() -> None:
         (lambda x: x[2].update(annotations={media_types.DISK: "\u0661"}), r"layers\[2\]: ann"),
         (lambda x: x.append(x[0]), r"layers\[10\]: expected one"),
         (lambda x: x.__delitem__(slice(1, 3)), "layers: expected maps"),
+        (lambda x: x[5].update(x[6], size=5, annotations=x[5]["annotations"]), "one size of sha"),
+        (lambda x: x.append({**x[6], "mediaType": "a/b", "size": 5}), "one size of sha256:"),
     ],
 )
 def test_errors_name_the_key(change: Any, message: str) -> None:
@@ -169,6 +173,25 @@ def test_every_flipped_byte_is_an_error_or_still_a_manifest() -> None:
             assert decode(encode(manifest)) == manifest
 
 
+def test_a_damaged_manifest_is_refused_or_still_one() -> None:
+    legal = 0
+    for data in mutations(encode(FULL), random.Random(2), 3000):
+        try:
+            manifest = decode(data)
+        except InputError:
+            continue
+        legal += 1
+        assert decode(encode(manifest)) == manifest
+        assert len({one.digest for one in manifest.blobs()}) == len(set(manifest.blobs()))
+        again = manifests.copy_of(
+            manifest,
+            blob("another index"),
+            {title: Blob(one.digest, one.size) for title, one in manifest.bundles().items()},
+        )
+        assert decode(encode(again)).bundles().keys() == manifest.bundles().keys()
+    assert legal > 100
+
+
 def index(*ref_names: str) -> bytes:
     return manifests.encode_index([(name, blob(name)) for name in ref_names])
 
@@ -195,6 +218,41 @@ def test_a_name_alone_means_the_highest_version() -> None:
     assert choose(named, "demo")[0] == "demo:10"
     with pytest.raises(InputError, match="found 0"):
         choose(named, "dem")
+
+
+def test_a_version_that_is_listed_twice_is_never_guessed() -> None:
+    both = [("demo:3", blob("x")), ("demo:2", blob("y")), ("demo:3", blob("z"))]
+    named = decode_index(manifests.encode_index(both))
+    for name in ("demo:3", "demo"):
+        with pytest.raises(InputError, match="found 2"):
+            choose(named, name)
+    assert choose(named, "demo:2")[1] == blob("y")
+
+
+def test_an_index_names_no_more_packs_than_anybody_would_look_at() -> None:
+    names = [f"demo:{number}" for number in range(1, manifests.MAX_PACKS + 2)]
+    assert len(decode_index(index(*names[:-1]))) == manifests.MAX_PACKS
+    with pytest.raises(InputError, match="manifests: expected at most 1024 packs, found 1025"):
+        decode_index(index(*names))
+    entry = {"mediaType": "a/b", "digest": sha256(b""), "size": 1}
+    other = {"schemaVersion": 2, "manifests": [entry] * 10_000}  # of other kinds
+    assert decode_index(json.dumps(other).encode()) == ()
+
+
+def test_a_damaged_index_is_refused_or_still_one() -> None:
+    data, legal = index("demo:1", "demo:2", "lab:1"), 0
+    for broken in mutations(data, random.Random(3), 3000):
+        try:
+            named = decode_index(broken)
+        except InputError:
+            continue
+        legal += 1
+        for name in (None, "demo", "lab:1"):
+            try:
+                assert choose(named, name) in named
+            except InputError as error:
+                assert len(error.message + error.hint) < 400
+    assert legal > 100
 
 
 def test_the_same_pack_under_two_names_is_one_pack() -> None:

@@ -14,7 +14,7 @@ from packer.artifact import config as configs
 from packer.artifact.config import Config, Guest
 from packer.artifact.contents import Class
 from packer.artifact.copy import Extent, copy_packs
-from packer.artifact.keys import generate_private
+from packer.artifact.keys import generate
 from packer.artifact.layout.extras import Extra
 from packer.artifact.layout.open import create_layout, open_layout
 from packer.artifact.page import Shown, make_page, most_page_bytes, render
@@ -25,7 +25,7 @@ from tests.artifact.real_packs import noise, write_pack
 PROGRAM = "unpacker/vmpack-linux-x86_64"
 WHEEL = "unpacker/wheels/vmpack-0.1-py3-none-any.whl"
 FINGERPRINT = "SHA256:" + "A" * 43
-HOSTILE = "</style></code><script>alert('1')</script><img src=x onerror=\"1\">&amp; %s {x} \N{SNOWMAN}"
+HOSTILE = "</style></code><script>alert('1')</script><img src=x onerror=\"1\">&amp; %s {x} ☃"
 VOID = {"meta", "br", "link", "img", "input"}
 
 
@@ -161,7 +161,7 @@ def test_the_size_of_a_page_is_bounded(packs: int) -> None:
 def test_a_page_is_made_of_the_layout_alone(tmp_path: Path) -> None:
     data = [noise(5000, 1), noise(300_000, 2), noise(400_000, 3)]
     classes = [Class.BOOT, Class.PRIVATE, Class.SHARED]
-    key = generate_private()
+    key = generate(tmp_path / "key")
     full = write_pack(tmp_path / "full.vmpack", data, classes, keys=[key])
     for name in ("a.iso", "b.iso", "folder/"):
         with create_layout(f"{tmp_path}/{name}") as writer:

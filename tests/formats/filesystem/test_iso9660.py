@@ -15,6 +15,7 @@ from formats.filesystem import iso9660
 from formats.filesystem.iso9660 import SECTOR_BYTES, Entry, Iso9660, probe
 from formats.source import FileSource, Memory
 from tests.formats.damage import at_most_one_gib, damaged
+from tests.formats.filesystem.iso_images import PRIMARY, Image
 
 DIGEST = "0123456789abcdef" * 4
 FILES = {
@@ -84,45 +85,6 @@ def test_what_is_no_volume_is_not_taken_for_one() -> None:
         assert not probe(Memory(data))
 
 
-class Image:
-    """A small image whose bytes can be changed; records are found by their names."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = bytearray(data)
-
-    def record(self, name: str) -> int:
-        """Where the record of a plain name begins."""
-        position = self.data.index(bytes([len(name)]) + name.encode()) - 32
-        assert self.data[position] >= 33 + len(name)
-        return position
-
-    def rename(self, old: str, new: str) -> None:
-        """Change a plain name and the Rock Ridge name that follows it."""
-        position = self.record(old)
-        for _ in range(2):
-            position = self.data.index(old.encode(), position)
-            self.put(position, new.encode())
-
-    def put(self, position: int, data: bytes) -> None:
-        self.data[position : position + len(data)] = data
-
-    def put_both(self, position: int, number: int) -> None:
-        self.put(position, number.to_bytes(4, "little") + number.to_bytes(4, "big"))
-
-    def both(self, position: int) -> int:
-        return int.from_bytes(self.data[position : position + 4], "little")
-
-    def open(self) -> Iso9660:
-        return Iso9660(Memory(bytes(self.data)))
-
-    def entries(self, *path: str) -> dict[str, Entry]:
-        volume = self.open()
-        folder = volume.root
-        for name in path:
-            folder = volume.entries(folder)[name]
-        return volume.entries(folder)
-
-
 @pytest.fixture(scope="module")
 def plain_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """An image with plain names of level 4 and Rock Ridge, no Joliet."""
@@ -140,9 +102,6 @@ def image(plain_bytes: bytes) -> Image:
     found = Image(plain_bytes)
     assert set(found.entries()) == {"blobs", "first", "other"}
     return found
-
-
-PRIMARY = 16 * SECTOR_BYTES
 
 
 def test_a_loop_of_folders_leads_nowhere(image: Image) -> None:
