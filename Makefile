@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml requirements.lock
 
 lock: $(STAMP)  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet pip-tools
-	$(BIN)/pip-compile --quiet --strip-extras --extra dev --generate-hashes --allow-unsafe \
+	$(BIN)/pip-compile --quiet --strip-extras --extra dev --extra unpacker --generate-hashes --allow-unsafe \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --output-file requirements.lock pyproject.toml
 

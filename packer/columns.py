@@ -37,7 +37,7 @@ def decode_table(decoder: msgspec.msgpack.Decoder[_Table], data: bytes, what: st
     """Return the table of columns that `data` encodes. Raises InputError when it is none."""
     try:
         return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{what}: not the MessagePack it should be ({error})") from error
 
 

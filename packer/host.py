@@ -7,26 +7,29 @@ a second set of settings.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
 _NAME = "vmpack"
+_NO_HOME = Path("/nonexistent")
+"""The home of users who have none (Debian Policy 9.2.2): nothing is found there, nothing kept."""
 
 
 def config_dir() -> Path:
     """Return the folder of settings, keys and trust; it may not exist yet."""
-    return _home("config") or Path(platformdirs.user_config_dir(_NAME))
+    return _folder("config", platformdirs.user_config_dir)
 
 
 def state_dir() -> Path:
     """Return the folder of what must be remembered between runs; it may not exist yet."""
-    return _home("state") or Path(platformdirs.user_state_dir(_NAME))
+    return _folder("state", platformdirs.user_state_dir)
 
 
 def cache_dir() -> Path:
     """Return the folder of what can be made again; it may not exist yet."""
-    return _home("cache") or Path(platformdirs.user_cache_dir(_NAME))
+    return _folder("cache", platformdirs.user_cache_dir)
 
 
 def packages_dir() -> Path:
@@ -36,9 +39,15 @@ def packages_dir() -> Path:
 
 def data_dir() -> Path:
     """Return the folder of the store and of VMs; it may not exist yet."""
-    return _home("data") or Path(platformdirs.user_data_dir(_NAME))
+    return _folder("data", platformdirs.user_data_dir)
 
 
-def _home(kind: str) -> Path | None:
+def _folder(kind: str, usual: Callable[[str], str]) -> Path:
     home = os.environ.get("VMPACK_HOME", "")
-    return Path(home).absolute() / kind if home else None
+    if home:
+        return Path(home).absolute() / kind
+    try:
+        folder = Path(usual(_NAME))
+    except RuntimeError:  # neither HOME nor the list of users says where this user is at home
+        return _NO_HOME / kind
+    return folder if folder.is_absolute() else _NO_HOME / kind

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packer.columns import PackedColumn, decode_column, encode_column
+from packer.columns import PackedColumn, decode_column, decode_table, encode_column
 from packer.errors import InputError
 
 
@@ -51,3 +52,18 @@ def test_a_column_of_zeros_may_not_claim_more_rows_than_fit_in_memory() -> None:
     """No bytes stand behind the rows of a column of width 0: their number is only a claim."""
     with pytest.raises(InputError, match="rows"):
         decode_column(PackedColumn(0, 1 << 50, b""), "test")
+
+
+class Table(msgspec.Struct):
+    column: PackedColumn
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xc1", b"\x81\xa1\xff\x01", b"\x81\xa1x" + b"\x91" * 200_000 + b"\xc0"],
+    ids=["empty", "no type", "no text", "nested"],
+)
+def test_what_is_no_table_is_one_clear_error(data: bytes) -> None:
+    decoder = msgspec.msgpack.Decoder(Table)
+    with pytest.raises(InputError, match="test: not the MessagePack it should be"):
+        decode_table(decoder, data, "test")

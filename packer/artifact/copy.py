@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from packer.artifact import manifest as manifests
-from packer.artifact.contents import BLOCK_BYTES, Class
+from packer.artifact.contents import Class
 from packer.artifact.fit import Chooser, Shelf, Taken
-from packer.artifact.index import Index, encode_index, frame_counts
-from packer.artifact.layout.base import LayoutWriter
+from packer.artifact.frames import FrameReader
+from packer.artifact.index import Index, encode_index
+from packer.artifact.layout.base import Layout, LayoutWriter
 from packer.artifact.manifest import Blob, Descriptor, Entry, Manifest
 from packer.artifact.opened import OpenedPack
-from packer.artifact.zstd import compress, decompress
+from packer.artifact.zstd import compress
 from packer.errors import Error, InputError
 from packer.progress import Advance, Progress, Silent
 from packer.text import format_bytes
 
 INDEX_LEVEL = 19
 
-FRAMES_AT_ONCE = 64
-"""So many frames, of at most 1 MiB each in shared bundles, are in memory at a time."""
-
 MOST_TRIES = 8
 """The size of a frame index follows from what is taken, and what can be taken from its size."""
+
+FULL_ENOUGH = 500
+"""A medium of which less than this part is empty is full."""
+
+DIGEST_CHARACTERS = 71
+"""Of a bundle's name in a frame index. Until the bundle is written another name stands in for it,
+and the index that is compressed then may be longer, by less than this."""
 
 
 class Extent(Enum):
@@ -83,13 +88,20 @@ class CopyReport:
 
 @dataclass(slots=True)
 class _Part:
-    """One pack on its way: what is known of its copy so far."""
+    """One pack on its way. bundles: by title; index: of their frames; deltas: (table, patches)."""
 
     pack: OpenedPack
-    carried: dict[str, Descriptor]
+    bundles: dict[str, Blob]
     index: Index
-    titled: dict[str, Blob] = field(default_factory=dict)
-    deltas: tuple[Blob, Blob] | None = None
+    deltas: tuple[Blob, Blob] | None
+
+    def blobs(self) -> list[Blob]:
+        """Return what is copied as it is."""
+        return [
+            *map(_blob, self.pack.manifest.kept()),
+            *self.bundles.values(),
+            *(self.deltas or ()),
+        ]
 
 
 def copy_packs(
@@ -110,33 +122,24 @@ def copy_packs(
     least = Extent.THIN if isinstance(extent, Fit) else extent
     parts = [_part(pack, least) for pack in packs]
     chosen = _choose(parts, writer, extent) if isinstance(extent, Fit) else None
-    whole = {layer.digest: layer for part in parts for layer in part.carried.values()}
-    total = sum(layer.size for layer in whole.values())
-    total += sum(chosen.sizes) if chosen else 0
-    if extent is Extent.FULL:
-        total += sum(one.size for pack in packs for one in pack.manifest.deltas() or ())
-    writer.check_room([Blob(layer.digest, layer.size) for layer in whole.values()])
+    whole, new = _once(parts), chosen.stand_ins() if chosen else []
+    writer.check_room([*(blob for _, blob in whole), *new])
     verb = "fetching" if any(pack.layout.remote for pack in packs) else "copying"
+    total = sum(blob.size for _, blob in whole) + sum(blob.size for blob in new)
     with progress.stage(verb, total) as advance:
-        for digest, layer in whole.items():
-            part = next(one for one in parts if layer in one.carried.values())
-            blob = writer.copy(part.pack.layout, Blob(digest, layer.size), advance)
-            for one in parts:
-                one.titled |= {t: blob for t, other in one.carried.items() if other == layer}
-        for part in parts if extent is Extent.FULL else ():
-            part.deltas = _copy_deltas(part.pack, writer, advance)
+        for layout, blob in whole:
+            writer.copy(layout, blob, advance)
         if chosen is not None:
             chosen.write(parts, writer, advance)
-    entries = [Entry(_write_tables(part, writer), part.pack.config.ref_name) for part in parts]
-    manifest_blobs = writer.finish(entries)
+    entries = [Entry(_finished(part, writer), part.pack.config.ref_name) for part in parts]
+    blobs = writer.finish(entries)
     stored = {blob.digest: blob.size for entry in entries for blob in entry.manifest.blobs()}
-    sizes = [*stored.values(), *(blob.size for blob in manifest_blobs)]
     return CopyReport(
         tuple(
             Copied(part.pack.config.ref_name, part.pack.config_digest, blob.digest, _lacking(part))
-            for part, blob in zip(parts, manifest_blobs, strict=True)
+            for part, blob in zip(parts, blobs, strict=True)
         ),
-        writer.medium_bytes(sizes),
+        writer.medium_bytes([*stored.values(), *(blob.size for blob in blobs)]),
     )
 
 
@@ -153,172 +156,151 @@ def _check_names(packs: Sequence[OpenedPack]) -> None:
 
 
 def _part(pack: OpenedPack, extent: Extent) -> _Part:
-    """Return a pack with the bundles that its copy carries whole, after making sure of them."""
+    """Return a pack with what its copy carries whole, after making sure of it."""
     contents = pack.map.contents
-    carried = {
-        title: layer
+    bundles = {
+        title: _blob(layer)
         for title, layer in pack.manifest.bundles().items()
         if Class[title.partition("-")[0].upper()] in extent.classes
     }
-    index = pack.index.only([layer.digest for layer in carried.values()], contents)
-    held = np.zeros(len(contents), dtype=bool)
-    held[index.content] = True
-    lacking = np.isin(contents.classes, extent.classes) & ~held
-    if lacking.any():
+    index = pack.index.only([blob.digest for blob in bundles.values()], contents)
+    asked = np.flatnonzero(np.isin(contents.classes, extent.classes))
+    lacking = np.setdiff1d(asked, index.content)
+    if len(lacking):
         raise InputError(
             f"{pack.layout.location}: holds no complete {extent.value} copy: "
-            f"{int(lacking.sum())} contents ({int(contents.size[lacking].sum())} bytes) are absent",
+            f"{len(lacking)} contents ({int(contents.size[lacking].sum())} bytes) are absent",
             hint="copy from a fuller copy of this pack",
         )
-    return _Part(pack, carried, index)
+    deltas = pack.manifest.deltas() if extent is Extent.FULL else None
+    return _Part(pack, bundles, index, (_blob(deltas[0]), _blob(deltas[1])) if deltas else None)
 
 
-def _write_tables(part: _Part, writer: LayoutWriter) -> Manifest:
-    """Write what is no bundle; return the copy's manifest."""
-    pack = part.pack
-    for one in pack.manifest.kept():
-        writer.copy(pack.layout, Blob(one.digest, one.size))
+def _once(parts: Sequence[_Part]) -> list[tuple[Layout, Blob]]:
+    """Return what is copied and from where; what several packs have is there once."""
+    found: dict[str, tuple[Layout, Blob]] = {}
+    for part in parts:
+        for blob in part.blobs():
+            layout, other = found.setdefault(blob.digest, (part.pack.layout, blob))
+            if other != blob:
+                raise InputError(
+                    f"{part.pack.layout.location}: blob {blob.digest}: expected {other.size} bytes "
+                    f"as {layout.location} says, found {blob.size}",
+                    hint="one of these copies is damaged; fetch it again",
+                )
+    return list(found.values())
+
+
+def _finished(part: _Part, writer: LayoutWriter) -> Manifest:
+    """Write the frame index of a copy; return its manifest."""
     index = writer.add(compress(encode_index(part.index), INDEX_LEVEL))
-    return manifests.copy_of(pack.manifest, index, part.titled, deltas=part.deltas)
-
-
-def _copy_deltas(
-    pack: OpenedPack, writer: LayoutWriter, advance: Advance
-) -> tuple[Blob, Blob] | None:
-    layers = pack.manifest.deltas()
-    if layers is None:
-        return None
-    table, patches = (
-        writer.copy(pack.layout, Blob(one.digest, one.size), advance) for one in layers
-    )
-    return table, patches
+    return manifests.copy_of(part.pack.manifest, index, part.bundles, deltas=part.deltas)
 
 
 def _lacking(part: _Part) -> dict[str, tuple[int, int]]:
     contents = part.pack.map.contents
-    held = np.zeros(len(contents), dtype=bool)
-    held[part.index.content] = True
     found: dict[str, tuple[int, int]] = {}
     for one in Class:
-        rows = (contents.classes == one) & ~held
-        if rows.any():
-            found[one.name.lower()] = (int(rows.sum()), int(contents.size[rows].sum()))
+        rows = np.setdiff1d(np.flatnonzero(contents.classes == one), part.index.content)
+        if len(rows):
+            found[one.name.lower()] = (len(rows), int(contents.size[rows].sum()))
     return found
 
 
-@dataclass(frozen=True, slots=True)
 class _Chosen:
-    """The shared frames that a medium takes. sizes: of its bundles, bytes."""
+    """The shared frames that a medium takes, and the bundles that they make there."""
 
-    chooser: Chooser
-    shelves: list[Shelf]
-    taken: list[Taken]
-    sizes: list[int]
+    def __init__(self, chooser: Chooser, taken: Sequence[Taken]) -> None:
+        self._chooser = chooser
+        self._taken = taken
+        self._sizes = chooser.bundle_sizes(taken)
+
+    def stand_ins(self) -> list[Blob]:
+        """Return the bundles, under names that are not theirs: nobody knows those yet."""
+        return [Blob(_digest(b"%d" % number), size) for number, size in enumerate(self._sizes)]
+
+    def copies(
+        self, parts: Sequence[_Part], bundles: Sequence[Blob]
+    ) -> Iterator[tuple[dict[str, Blob], Index]]:
+        """Yield for each pack (all bundles of its copy by title, the index of them).
+
+        bundles: those that hold what is taken; a pack has the ones that it uses.
+        """
+        indexes = self._chooser.indexes(self._taken, [blob.digest for blob in bundles])
+        for part, index in zip(parts, indexes, strict=True):
+            used = [blob for blob in bundles if blob.digest in index.bundles]
+            titled = {f"shared-{number:03d}": blob for number, blob in enumerate(used)}
+            yield {**part.bundles, **titled}, part.index.joined(index)
 
     def write(self, parts: Sequence[_Part], writer: LayoutWriter, advance: Advance) -> None:
-        """Write the bundles, every frame proven, and tell each part of those that it uses."""
+        """Write the bundles, every frame proven, and give each part those that it uses."""
         frames = self._frames(parts)
         blobs: list[Blob] = []
-        for size in self.sizes:
+        for size in self._sizes:
             with writer.stream() as bundle:
                 while bundle.size < size:
                     data = next(frames)
                     bundle.write(data)
                     advance(len(data))
                 blobs.append(bundle.finish())
-        digests = [blob.digest for blob in blobs]
-        for part, index in zip(parts, self.chooser.indexes(self.taken, digests), strict=True):
-            used = [blob for blob in blobs if blob.digest in index.bundles]
-            part.titled |= {f"shared-{number:03d}": blob for number, blob in enumerate(used)}
-            part.index = part.index.joined(index)
+        for part, (bundles, index) in zip(parts, self.copies(parts, blobs), strict=True):
+            part.bundles, part.index = bundles, index
 
     def _frames(self, parts: Sequence[_Part]) -> Iterator[bytes]:
-        for one in self.taken:
-            pack, shelf = parts[one.shelf].pack, self.shelves[one.shelf]
-            for start in range(0, len(one.frames), FRAMES_AT_ONCE):
-                yield from _read_frames(pack, shelf, one.frames[start : start + FRAMES_AT_ONCE])
+        for one in self._taken:
+            index = self._chooser.shelves[one.shelf].index
+            yield from FrameReader(parts[one.shelf].pack, index).read(one.frames)
 
 
 def _choose(parts: Sequence[_Part], writer: LayoutWriter, fit: Fit) -> _Chosen:
     """Return what of the shared bundles fits beside the rest."""
-    shelves = []
-    for part, chance in zip(parts, fit.chances, strict=True):
-        pack, carried = part.pack, {layer.digest for layer in part.carried.values()}
-        rest = [digest for digest in pack.index.bundles if digest not in carried]
-        shelves.append(Shelf(pack.map.contents, pack.index.only(rest, pack.map.contents), chance))
-    chooser = Chooser(shelves)
-    room = fit.capacity_bytes - _needed(parts, writer, chooser, [])
+    pairs = zip(parts, fit.chances, strict=True)
+    chooser = Chooser([_shelf(part, chance) for part, chance in pairs])
+    best = _Chosen(chooser, [])
+    least = room = fit.capacity_bytes - _needed(parts, writer, best)
     if room < 0:
-        least = format_bytes(fit.capacity_bytes - room)
         raise Error(
-            f"{writer.location}: boot and private contents need {least}, "
-            f"the medium has {format_bytes(fit.capacity_bytes)}",
+            f"{writer.location}: boot and private contents need "
+            f"{format_bytes(fit.capacity_bytes - room)}, the medium has "
+            f"{format_bytes(fit.capacity_bytes)}",
             hint="take a larger medium, fewer packs, or a copy with --boot",
         )
-    best: list[Taken] = []
     for _ in range(MOST_TRIES):
-        taken = chooser.take(room)
-        left = fit.capacity_bytes - _needed(parts, writer, chooser, taken)
-        if left >= 0:
-            best = taken
-        if left >= 0 and left <= fit.capacity_bytes // 500:
+        tried = _Chosen(chooser, chooser.take(room))
+        if tried.stand_ins() == best.stand_ins():
+            break  # there is no more to take
+        left = fit.capacity_bytes - _needed(parts, writer, tried)
+        if 0 <= left < least:
+            best, least = tried, left
+        if 0 <= left <= fit.capacity_bytes // FULL_ENOUGH:
             break
         room += left if left < 0 else left // 2
-    return _Chosen(chooser, shelves, best, chooser.bundle_sizes(best))
+    return best
 
 
-def _needed(
-    parts: Sequence[_Part], writer: LayoutWriter, chooser: Chooser, taken: Sequence[Taken]
-) -> int:
-    """Return how large the medium becomes with these frames, in bytes."""
-    sizes = {
-        layer.digest: layer.size
-        for part in parts
-        for layer in (*part.pack.manifest.kept(), *part.carried.values())
-    }
-    new = chooser.bundle_sizes(taken)
-    stand_ins = ["sha256:" + hashlib.sha256(b"%d" % n).hexdigest() for n in range(len(new))]
-    tables: list[int] = []
-    for part, index in zip(parts, chooser.indexes(taken, stand_ins), strict=True):
-        data = compress(encode_index(part.index.joined(index)), INDEX_LEVEL)
-        used = {f"shared-{n:03d}": Blob(d, BLOCK_BYTES << 8) for n, d in enumerate(index.bundles)}
-        titled = {title: Blob(one.digest, one.size) for title, one in part.carried.items()}
-        blob = Blob("sha256:" + hashlib.sha256(data).hexdigest(), len(data))
-        manifest = manifests.copy_of(part.pack.manifest, blob, {**titled, **used})
-        tables += [len(data), len(manifests.encode(manifest))]
-    return writer.medium_bytes([*sizes.values(), *new, *tables])
+def _shelf(part: _Part, chance: NDArray[np.float64]) -> Shelf:
+    """Return what a pack could give, and what the medium lacks of it: all but what is copied."""
+    contents, carried = part.pack.map.contents, {blob.digest for blob in part.bundles.values()}
+    rest = [digest for digest in part.pack.index.bundles if digest not in carried]
+    lacking = np.setdiff1d(np.arange(len(contents)), part.index.content)
+    return Shelf(contents, part.pack.index.only(rest, contents), lacking, chance)
 
 
-def _read_frames(pack: OpenedPack, shelf: Shelf, frames: NDArray[np.int64]) -> Iterator[bytes]:
-    """Yield stored frames in their order, after proving what is in them."""
-    index = shelf.index
-    stored: dict[int, bytes] = {}
-    for bundle in np.unique(index.bundle[frames]).tolist():
-        here = frames[index.bundle[frames] == bundle]
-        ranges = list(
-            zip(index.frame_offset[here].tolist(), index.stored_bytes[here].tolist(), strict=True)
-        )
-        for row, data in pack.layout.read_many(index.bundles[bundle], ranges):
-            stored[int(here[row])] = data
-    for frame in frames.tolist():
-        _prove(pack, index, frame, stored[frame])
-        yield stored[frame]
+def _needed(parts: Sequence[_Part], writer: LayoutWriter, chosen: _Chosen) -> int:
+    """Return how large the medium becomes at most with these frames, in bytes."""
+    new, tables = chosen.stand_ins(), []
+    for part, (bundles, index) in zip(parts, chosen.copies(parts, new), strict=True):
+        data = compress(encode_index(index), INDEX_LEVEL)
+        size = len(data) + DIGEST_CHARACTERS * len(index.bundles)
+        manifest = manifests.copy_of(part.pack.manifest, Blob(_digest(data), size), bundles)
+        tables += [size, len(manifests.encode(manifest))]
+    sizes = [blob.size for _, blob in _once(parts)] + [blob.size for blob in new]
+    return writer.medium_bytes([*sizes, *tables])
 
 
-def _prove(pack: OpenedPack, index: Index, frame: int, stored: bytes) -> None:
-    """Raise InputError unless a frame holds what the index says: nobody signs an index."""
-    where = f"{pack.layout.location}: bundle {index.bundles[int(index.bundle[frame])]}"
-    contents = pack.map.contents
-    plain = decompress(stored, int(index.frame_bytes[frame]), where)
-    count = frame_counts(contents.size[index.content])
-    reaches = (index.first_frame <= frame) & (frame < index.first_frame + count)
-    for place in np.flatnonzero(reaches).tolist():
-        row, block = int(index.content[place]), frame - int(index.first_frame[place])
-        start, end = contents.block_bounds(row, block)
-        offset = int(index.offset[place])
-        data = plain[offset : offset + end - start]
-        if hashlib.sha256(data).digest() != contents.block_digest(row, block):
-            raise InputError(
-                f"{where}: expected {contents.name(row)} in it, found other bytes",
-                hint="the copy is damaged; fetch it again or copy from another one",
-            )
+def _blob(layer: Descriptor) -> Blob:
+    return Blob(layer.digest, layer.size)
+
+
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -7,6 +7,7 @@ before, and what comes out is compared with its content's digest.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -14,7 +15,7 @@ import numpy as np
 import pyzstd
 from numpy.typing import NDArray
 
-from packer.artifact.contents import DIGEST_BYTES, Contents
+from packer.artifact.contents import BLOCK_BYTES, DIGEST_BYTES, Contents
 from packer.artifact.zstd import most_stored, recorded_size
 from packer.columns import PackedColumn, decode_column, decode_table, encode_column
 from packer.errors import InputError
@@ -83,8 +84,8 @@ def decode_deltas(data: bytes, contents: Contents, blob_bytes: int) -> Deltas:
     wire = decode_table(_decoder, data, "deltas")
     if wire.schema != SCHEMA:
         raise InputError(f"deltas: expected schema {SCHEMA}, found {wire.schema}")
+    _expect(wire.content_step.rows <= len(contents), "content_step: more rows than contents")
     step = decode_column(wire.content_step, "deltas: content_step")
-    _expect(len(step) <= len(contents), "content_step: more deltas than contents")
     _expect(bool((step <= len(contents)).all()), "content_step: out of bounds")
     content = np.cumsum(step + 1) - 1
     _expect(len(content) == 0 or int(content[-1]) < len(contents), "content_step: past the last")
@@ -104,7 +105,12 @@ def decode_deltas(data: bytes, contents: Contents, blob_bytes: int) -> Deltas:
     return Deltas(content, digest, base_bytes, stored)
 
 
-def make_patch(base: bytes, new: bytes, level: int) -> bytes:
+def as_base(data: bytes | bytearray) -> pyzstd.ZstdDict:
+    """Return bytes as what patches are made against and applied to: a copy of them."""
+    return pyzstd.ZstdDict(data, is_raw=True)
+
+
+def make_patch(base: pyzstd.ZstdDict, new: bytes | bytearray, level: int) -> bytes:
     """Return the patch that makes `new` out of `base`; the same bytes on every host."""
     return pyzstd.compress(
         new,
@@ -116,12 +122,12 @@ def make_patch(base: bytes, new: bytes, level: int) -> bytes:
             pyzstd.CParameter.checksumFlag: 0,
             pyzstd.CParameter.nbWorkers: 0,
         },
-        zstd_dict=pyzstd.ZstdDict(base, is_raw=True).as_prefix,
+        zstd_dict=base.as_prefix,
     )
 
 
-def apply_patch(patch: bytes, base: bytes, size_bytes: int, what: str) -> bytes:
-    """Return the `size_bytes` that a patch makes out of `base`.
+def apply_patch(patch: bytes, base: pyzstd.ZstdDict, size_bytes: int, what: str) -> Iterator[bytes]:
+    """Yield the `size_bytes` that a patch makes out of `base`, in blocks of 1 MiB.
 
     what: names the patch in errors. Raises InputError when it makes something of another size, or
     asks for more memory than that takes. What comes out is not proven.
@@ -129,16 +135,21 @@ def apply_patch(patch: bytes, base: bytes, size_bytes: int, what: str) -> bytes:
     if recorded_size(patch, what) != size_bytes:
         raise InputError(f"{what}: expected {size_bytes} bytes, the patch makes another number")
     decompressor = pyzstd.ZstdDecompressor(
-        zstd_dict=pyzstd.ZstdDict(base, is_raw=True).as_prefix,
+        zstd_dict=base.as_prefix,
         option={pyzstd.DParameter.windowLogMax: _window_log(len(base), size_bytes)},
     )
-    try:
-        data = decompressor.decompress(patch, max_length=size_bytes + 1)
-    except pyzstd.ZstdError as error:
-        raise InputError(f"{what}: not a patch of this base ({error})") from error
-    if len(data) != size_bytes or not decompressor.eof or decompressor.unused_data:
-        raise InputError(f"{what}: expected {size_bytes} bytes and an end, found otherwise")
-    return data
+    for start in range(0, size_bytes, BLOCK_BYTES):
+        length = min(BLOCK_BYTES, size_bytes - start)
+        try:
+            block = decompressor.decompress(patch, length)
+        except (pyzstd.ZstdError, EOFError) as error:
+            raise InputError(f"{what}: not a patch of this base ({error})") from error
+        if len(block) != length:
+            raise InputError(f"{what}: expected {size_bytes} bytes, the patch ends before")
+        yield block
+        patch = b""  # the decompressor has taken all of it
+    if not decompressor.eof or decompressor.unused_data:
+        raise InputError(f"{what}: expected the end of the patch, found more")
 
 
 def _window_log(base_bytes: int, new_bytes: int) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.artifact.contents import Contents, digest_keys
+from packer.artifact.contents import Contents
 from packer.artifact.index import Index, frame_counts, offsets_in_bundles
 
 BUNDLE_BYTES = 192 << 20
@@ -27,12 +27,14 @@ NOWHERE = -1
 class Shelf:
     """What a pack could give to a medium.
 
-    index: its frames, with the contents that may be taken alone. chance: float64[n], for each
-    content of the pack how likely the audience lacks it, 0 to 1.
+    index: its frames, with the contents that may be taken alone. lacking: int64[k], sorted, the
+    contents that the medium lacks so far; some of them may lie on no shelf, or on a sister's.
+    chance: float64[n], for each content of the pack how likely the audience lacks it, 0 to 1.
     """
 
     contents: Contents
     index: Index
+    lacking: NDArray[np.int64]
     chance: NDArray[np.float64]
 
 
@@ -48,8 +50,8 @@ class Chooser:
     """Units of several packs, ranked once, taken for any room."""
 
     def __init__(self, shelves: Sequence[Shelf]) -> None:
-        self._shelves = shelves
-        keys = [digest_keys(shelf.contents.digest) for shelf in shelves]
+        self.shelves = shelves
+        keys = [_keys(shelf.contents) for shelf in shelves]
         _, same = np.unique(np.concatenate(keys), return_inverse=True)
         self._id = np.split(same, np.cumsum([len(one) for one in keys])[:-1])
         """For each shelf int64[n]: the same number for the same content in any pack."""
@@ -65,7 +67,7 @@ class Chooser:
     def take(self, room_bytes: int) -> list[Taken]:
         """Return the best frames that fit into so many bytes."""
         held = bytearray(self._ids)
-        frames: list[list[int]] = [[] for _ in self._shelves]
+        frames: list[list[int]] = [[] for _ in self.shelves]
         for owner, number in self._ranked:
             units = self._units[owner]
             members = self._id[owner][units.members(number)].tolist()
@@ -92,7 +94,7 @@ class Chooser:
         offset = np.zeros(self._ids, dtype=np.int64)
         before = 0
         for one in taken:
-            index = self._shelves[one.shelf].index
+            index = self.shelves[one.shelf].index
             place = np.full(len(index.bundle), NOWHERE, dtype=np.int64)
             place[one.frames] = before + np.arange(len(one.frames))
             rows = np.flatnonzero(place[index.first_frame] >= 0)
@@ -106,8 +108,8 @@ class Chooser:
         bundle = bundle_numbers(stored)
         at = offsets_in_bundles(bundle, stored)
         found = []
-        for number, shelf in enumerate(self._shelves):
-            contents = np.sort(shelf.index.content)
+        for number, shelf in enumerate(self.shelves):
+            contents = shelf.lacking
             ids = self._id[number][contents]
             here = frame[ids] != NOWHERE
             index = Index(
@@ -120,18 +122,29 @@ class Chooser:
                 frame[ids[here]],
                 offset[ids[here]],
             )
-            used = np.unique(bundle[index.used_frames(shelf.contents)]) if here.any() else []
-            found.append(index.only([digests[row] for row in used], shelf.contents))
+            used = np.unique(bundle[index.used_frames(shelf.contents)])
+            found.append(index.only([digests[row] for row in used.tolist()], shelf.contents))
         return found
 
     def bundle_sizes(self, taken: Sequence[Taken]) -> list[int]:
         """Return the sizes in bytes of the bundles that hold what is taken."""
         stored = self._column(taken, "stored_bytes")
-        return np.bincount(bundle_numbers(stored), weights=stored).astype(np.int64).tolist()
+        sizes = np.bincount(bundle_numbers(stored), weights=stored).astype(np.int64)
+        return [int(size) for size in sizes]
 
     def _column(self, taken: Sequence[Taken], name: str) -> NDArray[np.int64]:
-        columns = [getattr(self._shelves[one.shelf].index, name)[one.frames] for one in taken]
+        columns = [getattr(self.shelves[one.shelf].index, name)[one.frames] for one in taken]
         return np.concatenate([np.empty(0, dtype=np.int64), *columns])
+
+
+def _keys(contents: Contents) -> NDArray[np.void]:
+    """Return what tells contents of several packs apart: void[n], digest and size.
+
+    A digest that has another size in another map is a lie of one of them.
+    """
+    size = np.ascontiguousarray(contents.size).view(np.uint8).reshape(-1, 8)
+    keys = np.ascontiguousarray(np.hstack([contents.digest, size]))
+    return keys.view(f"V{keys.shape[1]}").ravel()
 
 
 def bundle_numbers(stored_bytes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -25,6 +25,9 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_ROTATIONS = 16
 """How many statements about replaced keys may travel with a copy."""
 
+MAX_PACKS = 1024
+"""How many packs a layout may hold: each one is opened to be looked at."""
+
 MAX_BLOB_BYTES = 1 << 62
 """Upper bound of a size that a descriptor may claim."""
 
@@ -280,17 +283,23 @@ def encode_index(named: Sequence[tuple[str, Blob]]) -> bytes:
 def decode_index(data: bytes, what: str = "index.json") -> tuple[tuple[str, Blob], ...]:
     """Return the packs that an index.json names: (how it is called here, its manifest).
 
-    A pack that has no name there is called "". Raises InputError when the bytes are no index.
+    A pack that has no name there is called "". Raises InputError when the bytes are no index, or
+    name more than MAX_PACKS.
     """
     index = strict_json.decode(data, _ReadIndex, what, MAX_MANIFEST_BYTES)
     if index.schema_version != 2:
         raise strict_json.invalid(what, "schemaVersion", "2", index.schema_version)
-    return tuple(
+    named = tuple(
         (entry.annotations.get(media_types.REF_NAME, ""), Blob(entry.digest, entry.size))
         for entry in index.manifests
         if entry.media_type == media_types.OCI_MANIFEST
         and entry.artifact_type in ("", media_types.ARTIFACT)
     )
+    if len(named) > MAX_PACKS:
+        raise InputError(
+            f"{what}: manifests: expected at most {MAX_PACKS} packs, found {len(named)}"
+        )
+    return named
 
 
 def choose(
@@ -303,13 +312,7 @@ def choose(
     """
     fitting = [one for one in named if ref_name in (None, one[0])]
     if not fitting and ref_name is not None:
-        versions = {
-            int(version): one
-            for one in named
-            for name, _, version in [one[0].rpartition(":")]
-            if name == ref_name and _VERSION.fullmatch(version)
-        }
-        fitting = [versions[max(versions)]] if versions else []
+        fitting = _highest_version(named, ref_name)
     if len({blob.digest for _, blob in fitting}) == 1:
         return fitting[0]
     wanted = "one pack" if ref_name is None else f"one pack called {ref_name!r}"
@@ -320,6 +323,16 @@ def choose(
         if named
         else "",
     )
+
+
+def _highest_version(named: Sequence[tuple[str, Blob]], name: str) -> list[tuple[str, Blob]]:
+    """Return the packs that are called NAME:VERSION with the highest version of that name."""
+    versions: dict[int, list[tuple[str, Blob]]] = {}
+    for one in named:
+        own_name, _, version = one[0].rpartition(":")
+        if own_name == name and _VERSION.fullmatch(version):
+            versions.setdefault(int(version), []).append(one)
+    return versions[max(versions)] if versions else []
 
 
 def check_oci_layout(data: bytes, what: str = "oci-layout") -> None:
@@ -349,11 +362,19 @@ def _expect(what: str, path: str, expected: str, found: str) -> None:
 
 
 def _check_layers(manifest: Manifest, what: str) -> None:
-    """Raise InputError unless each part is there as often as it may be, under a legal name."""
+    """Raise InputError unless each part is there as often as it may be, under a legal name, and
+    each blob has one size.
+    """
     seen: set[tuple[str, str]] = set()
     disks: set[int] = set()
+    sizes = {manifest.config.digest: manifest.config.size}
     for row, layer in enumerate(manifest.layers):
         path = f"{what}: layers[{row}]"
+        if sizes.setdefault(layer.digest, layer.size) != layer.size:
+            raise InputError(
+                f"{path}: expected one size of {layer.digest}, found {sizes[layer.digest]} "
+                f"and {layer.size}"
+            )
         part = _part(layer, path)
         if part is None:
             continue

@@ -8,7 +8,7 @@ Nobody signs the page: it shows what packs say of themselves and tells the reade
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -31,6 +31,9 @@ _BLOB_BYTES = 2 << 10
 
 _PROGRAM = re.compile(r"unpacker/vmpack-linux-[A-Za-z0-9_]+")
 _WHEELS = "unpacker/wheels/"
+_PROGRAM_NEEDS, _WHEELS_NEED = "unpacker/needs.txt", "unpacker/wheels/needs.txt"
+MAX_NEEDS_BYTES = MAX_TEXT_CHARACTERS
+"""How long a line about the hosts may be on which something runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,17 @@ def make_page(layout: Layout, extras: Sequence[Extra]) -> bytes:
     Raises InputError when a pack's tables are damaged.
     """
     packs = [_look_at(OpenedPack(layout, name)) for name in ref_names(layout)]
-    return render(packs, [extra.name for extra in extras])
+    needs = {
+        extra.name: _start_of(extra)
+        for extra in extras
+        if extra.name in (_PROGRAM_NEEDS, _WHEELS_NEED)
+    }
+    return render(packs, [extra.name for extra in extras], needs)
+
+
+def _start_of(extra: Extra) -> str:
+    with extra.open() as file:
+        return file.read(MAX_NEEDS_BYTES).decode("utf-8", "replace").strip()
 
 
 def most_page_bytes(blobs: int) -> int:
@@ -93,8 +106,13 @@ def _lacking(pack: OpenedPack) -> dict[str, tuple[int, int]]:
     }
 
 
-def render(packs: Sequence[Shown], extras: Sequence[str]) -> bytes:
-    """Return the page. extras: names of the files beside the layout."""
+def render(
+    packs: Sequence[Shown], extras: Sequence[str], needs: Mapping[str, str] | None = None
+) -> bytes:
+    """Return the page.
+
+    extras: names of the files beside the layout. needs: what those of them say that name hosts.
+    """
     title = packs[0].config.ref_name if len(packs) == 1 else f"{len(packs)} virtual machines"
     kind = "A virtual machine" if len(packs) == 1 else "Virtual machines"
     text = f"""<!DOCTYPE html>
@@ -114,7 +132,7 @@ def render(packs: Sequence[Shown], extras: Sequence[str]) -> bytes:
 <p>{kind} on this medium, packed with vmpack, to be rebuilt bit for bit on your host.</p>
 </header>
 {"".join(map(_card, packs))}
-{_guide(packs, extras)}
+{_guide(packs, extras, needs or {})}
 <footer>Nobody signs this page. What counts is what <code>vmpack</code> says of the
 packs.</footer>
 </main>
@@ -163,23 +181,13 @@ def _without_network(pack: Shown) -> str:
     )
 
 
-def _guide(packs: Sequence[Shown], extras: Sequence[str]) -> str:
+def _guide(packs: Sequence[Shown], extras: Sequence[str], needs: Mapping[str, str]) -> str:
     program = next((name for name in extras if _PROGRAM.fullmatch(name)), None)
     wheels = any(name.startswith(_WHEELS) for name in extras)
     one = "." if len(packs) == 1 else f"'.#{packs[0].config.ref_name}'"
     command = "~/vmpack" if program else "vmpack"
-    get = (
-        f"<pre>cp {_text(program)} ~/vmpack\nchmod +x ~/vmpack</pre>"
-        if program
-        else "<p>This needs vmpack, installed on the host.</p>"
-    )
-    offline = (
-        "<p>Other Linux hosts with Python 3.11 or later install it from this medium, without "
-        "network:</p><pre>python3 -m venv ~/vmpack-venv\n"
-        f"~/vmpack-venv/bin/pip install --no-index --find-links {_WHEELS} vmpack</pre>"
-        if wheels
-        else ""
-    )
+    get = _program_guide(program, needs) if program else _INSTALLED
+    offline = _wheels_guide(needs) if wheels else ""
     return f"""
 <h2>Before you use it</h2>
 <p>Anybody can make a medium like this one. Ask the author, by another way than this medium, for the
@@ -210,6 +218,27 @@ Hyper-V.</p>
 <code>/Volumes</code>), do as on Linux; <code>--format qcow2</code> writes a disk for UTM and
 QEMU.</p>
 </details>"""
+
+
+_INSTALLED = "<p>This needs vmpack, installed on the host.</p>"
+
+
+def _program_guide(program: str, needs: Mapping[str, str]) -> str:
+    hosts = needs.get(_PROGRAM_NEEDS, "Linux")
+    return f"""<p>This medium carries the program, for {_text(hosts)}. Nobody signs it: compare what
+<code>sha256sum</code> says of it with the author's word, or use a vmpack that you have.</p>
+<pre>sha256sum {_text(program)}
+cp {_text(program)} ~/vmpack
+chmod +x ~/vmpack</pre>
+<p>It unpacks itself to <code>/tmp</code>. If that is full or runs no programs, put
+<code>TMPDIR=~</code> before the command.</p>"""
+
+
+def _wheels_guide(needs: Mapping[str, str]) -> str:
+    hosts = needs.get(_WHEELS_NEED, "Linux with Python 3.11 or later")
+    return f"""<p>Other hosts ({_text(hosts)}) install it from this medium, without network:</p>
+<pre>python3 -m venv ~/vmpack-venv
+~/vmpack-venv/bin/pip install --no-index --find-links {_WHEELS} vmpack</pre>"""
 
 
 def _text(text: str) -> str:

@@ -181,28 +181,6 @@ class OpenEnvelope:
         return envelope
 
 
-def verify(
-    envelope: bytes,
-    config_digest: str,
-    trusted: Iterable[PublicKey],
-    threshold: int = 1,
-    what: str = "signature",
-) -> frozenset[PublicKey]:
-    """Return the distinct trusted keys that signed this config; at least `threshold` did.
-
-    Raises InputError when the bytes are no envelope, TrustError when it is about another config
-    or too few trusted keys signed. ValueError for a threshold below 1.
-    """
-    if threshold < 1:
-        raise ValueError(f"a threshold of {threshold}")
-    signers = open_envelope(envelope, config_digest, what).signed_by(trusted)
-    if len(signers) < threshold:
-        raise TrustError(
-            f"{what}: expected signatures by {threshold} trusted keys, found {len(signers)}"
-        )
-    return signers
-
-
 def _signature(key: PrivateKey, message: bytes) -> Signature:
     public = key.public
     return Signature(

@@ -28,13 +28,14 @@ def decode(data: bytes, kind: type[T], what: str, max_bytes: int) -> T:
         raise InputError(f"{what}: expected at most {max_bytes} bytes, found {len(data)}")
     try:
         value = msgspec.json.decode(data)
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{what}: {_explain(value, str(error))}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{what}: expected JSON, found otherwise: {error}") from error
     except RecursionError as error:
         raise InputError(f"{what}: nested too deeply") from error
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{what}: {_explain(value, str(error))}") from error
 
 
 def encode(value: msgspec.Struct) -> bytes:

@@ -5,7 +5,8 @@ about further ones. Both are steps from an old key to a new one for certain pack
 for one name from one key of a rule they give a line of keys, and the line counts as one signer,
 whichever of its keys signed: a rule that asks for two of three keys still asks for two people.
 
--   What the host remembers comes first, and of two replacements of one key the first counts.
+-   At each key, what the host remembers comes first; of two replacements of one key the first
+    counts.
 -   A statement that a pack carries counts when both of its keys signed it and a line leads to it.
     Two of them that replace one key differently for one name are refused, and so is a circle.
 -   A key that was replaced on this host no longer counts, unless the user keeps it.
@@ -20,6 +21,8 @@ from packer.artifact import name_patterns
 from packer.artifact.keys import PublicKey
 from packer.artifact.rotation import Rotation, Statement, open_statement
 from packer.errors import InputError, TrustError
+
+_WHICH_KEY = "ask the author which of these keys is the one in use"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,13 @@ class Succession:
     """The keys that followed each other in one place of a rule, for packs of one name.
 
     keys: oldest first. steps: from each to the next. counts: whether each one's signature does.
-    learnt: how many of the last steps only the pack knows.
+    learnt: whether only the pack knows each step.
     """
 
     keys: tuple[PublicKey, ...]
     steps: tuple[Rotation, ...]
     counts: tuple[bool, ...]
-    learnt: int
+    learnt: tuple[bool, ...]
 
     def signer(self, signed: Collection[PublicKey]) -> int | None:
         """Return which of the keys speaks for this place: the newest that signed and counts."""
@@ -64,7 +67,8 @@ class Succession:
 
     def used(self, signer: int) -> tuple[Rotation, ...]:
         """Return the steps up to this key that only the pack knows."""
-        return self.steps[len(self.steps) - self.learnt : signer]
+        rows = zip(self.steps[:signer], self.learnt[:signer], strict=True)
+        return tuple(step for step, learnt in rows if learnt)
 
 
 def succession(
@@ -80,29 +84,36 @@ def succession(
     names the pack in errors.
     Raises TrustError when the carried ones contradict each other or lead in a circle.
     """
-    keys, steps, counts = [key], list[Rotation](), [True]
-    while step := _next_known(keys[-1], name, known):
-        if step.rotation.new in keys:
-            break  # of this host's own making; nothing is gained by going round
-        counts[-1] = step.keep_old
-        _append(keys, steps, counts, step.rotation)
-    before = len(steps)
-    while rotation := _next_carried(keys[-1], name, carried, what):
-        if rotation.new in keys:
+    keys, steps, counts, learnt = [key], list[Rotation](), [True], list[bool]()
+    while True:
+        told = _next_known(keys[-1], name, known)
+        step = told.rotation if told else _next_carried(keys[-1], name, carried, what)
+        if step is None or (told and step.new in keys):
+            break  # nothing is gained by going round; `adopt` refuses what would close a circle
+        if step.new in keys:
             raise TrustError(
-                f"{what}: statements about replaced keys lead in a circle: {rotation.sentence}",
-                hint="ask the author which of these keys is the one in use",
+                f"{what}: statements about replaced keys lead in a circle: {step.sentence}",
+                hint=_WHICH_KEY,
             )
-        _append(keys, steps, counts, rotation)
-    return Succession(tuple(keys), tuple(steps), tuple(counts), len(steps) - before)
+        counts[-1] = told is None or told.keep_old
+        # The owner stays the same, and so does what the user calls them.
+        keys.append(PublicKey(step.new.algorithm, step.new.blob, keys[-1].comment))
+        steps.append(step)
+        counts.append(True)
+        learnt.append(told is None)
+    return Succession(tuple(keys), tuple(steps), tuple(counts), tuple(learnt))
 
 
 def prove(
-    roots: Iterable[PublicKey], statements: Sequence[bytes], what: str = "pack"
+    roots: Iterable[PublicKey],
+    told: Sequence[Rotation],
+    statements: Sequence[bytes],
+    what: str = "pack",
 ) -> tuple[tuple[Rotation, ...], tuple[str, ...]]:
     """Return (the rotations to which a line of proven statements leads, what is wrong with others).
 
-    roots: keys that this host knows. statements: as the pack carries them. what: names the pack.
+    roots: keys of rules. told: the rotations that this host goes by, which are part of such lines.
+    statements: as the pack carries them. what: names the pack.
     """
     opened: list[Statement] = []
     wrong: list[str] = []
@@ -111,7 +122,7 @@ def prove(
             opened.append(open_statement(data, f"{what}: statement {number}"))
         except InputError as error:
             wrong.append(str(error))
-    known = {key.fingerprint: key for key in roots}
+    known = {key.fingerprint: key for key in reachable(roots, told)}
     proven: list[Rotation] = []
     waiting = list(opened)
     while reached := [one for one in waiting if one.rotation.old in known]:
@@ -120,7 +131,8 @@ def prove(
             rotation = statement.rotation
             if statement.proven_by(known[rotation.old]):
                 proven.append(rotation)
-                known.setdefault(rotation.new.fingerprint, rotation.new)
+                for key in reachable((rotation.new,), told):
+                    known.setdefault(key.fingerprint, key)
             else:
                 wrong.append(f"{what}: both keys must sign that {rotation.sentence}")
     wrong.extend(f"{what}: {one.rotation.sentence}: an old key unknown here" for one in waiting)
@@ -148,7 +160,7 @@ def adopt(
     """Return what a host goes by after it was told of a rotation.
 
     The same rotation again changes nothing but whether the old key is kept. Raises TrustError
-    when the old key was replaced by another one before, or the new one was itself replaced.
+    when the old key was replaced by another one before, or the new one, in the end, by the old.
     """
     for before in known:
         step = before.rotation
@@ -163,21 +175,14 @@ def adopt(
                 hint="one of the two was not made by the key's owner: ask, in another way than "
                 "the one by which this came",
             )
-        if step.old == rotation.new.fingerprint:
-            raise TrustError(
-                f"the new key was itself replaced on this host: {step.sentence}",
-                hint="ask the author for a statement with the key in use",
-            )
+    line = reachable((rotation.new,), (one.rotation for one in known))
+    if any(key.fingerprint == rotation.old for key in line):
+        raise TrustError(
+            f"on this host the one is replaced by the other already; found that "
+            f"{rotation.sentence}: replaced keys would lead in a circle",
+            hint=_WHICH_KEY,
+        )
     return (*known, Replacement(rotation, since, keep_old))
-
-
-def _append(
-    keys: list[PublicKey], steps: list[Rotation], counts: list[bool], step: Rotation
-) -> None:
-    # The owner stays the same, and so does what the user calls them.
-    keys.append(PublicKey(step.new.algorithm, step.new.blob, keys[-1].comment))
-    steps.append(step)
-    counts.append(True)
 
 
 def _next_known(key: PublicKey, name: str, known: Iterable[Replacement]) -> Replacement | None:

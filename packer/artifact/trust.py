@@ -139,11 +139,10 @@ def judge(
     if envelope is None:
         return _unsigned(config_bytes, digest, what, allow_unsigned)
     opened = open_envelope(envelope, digest, f"{what}: signature")
-    family = reachable(
-        (key for rule in rules for key in rule.keys), (one.rotation for one in known)
-    )
-    carried, wrong = prove(family, statements, what)
-    signed = opened.signed_by(reachable(family, carried))
+    roots = [key for rule in rules for key in rule.keys]
+    told = [one.rotation for one in known]
+    carried, wrong = prove(roots, told, statements, what)
+    signed = opened.signed_by(reachable(roots, (*told, *carried)))
     claimed = opened.claimed_signers() if signers or not signed else frozenset()
     named = frozenset(key for key in claimed if key.fingerprint in signers)
     if not signed and not named:
@@ -167,7 +166,7 @@ def judge(
     places = [place for signing in accepted.values() for place in signing]
     rotations = tuple(dict.fromkeys(step for one in places for step in one.line.used(one.signer)))
     _check_adoption(known, rotations, what)
-    authorities = _authorities(accepted, places, named)
+    authorities = _authorities(accepted, places, _with_predecessors(named, known, config.name))
     notes = _check_versions(config, digest, authorities, memory, allow_older, what)
     notes += tuple(f"{one.sentence}; both keys signed that" for one in rotations)
     notes += _named_anyway(named, known, config.name)
@@ -197,15 +196,26 @@ def _enough(rule: Rule, places: Iterable[_Place]) -> bool:
 
 
 def _authorities(
-    accepted: Iterable[Rule], places: Iterable[_Place], named: Iterable[PublicKey]
+    accepted: Iterable[Rule], places: Iterable[_Place], named: Collection[str]
 ) -> tuple[str, ...]:
-    """Return under which names the memory keeps this use.
+    """Return under which names the memory keeps this use; named: fingerprints.
 
     A new key answers for what its predecessors signed: nothing is forgotten by replacing a key.
     """
-    keys = {key for one in places for key in one.line.keys[: one.signer + 1]}
+    keys = {key.fingerprint for one in places for key in one.line.keys[: one.signer + 1]}
     found = {rule.authority for rule in accepted}
-    return tuple(sorted(found | {f"key {key.fingerprint}" for key in keys.union(named)}))
+    return tuple(sorted(found | {f"key {one}" for one in keys.union(named)}))
+
+
+def _with_predecessors(
+    keys: Iterable[PublicKey], known: Iterable[Replacement], name: str
+) -> frozenset[str]:
+    """Return the fingerprints of keys and of those that they have replaced for this name."""
+    steps = [one.rotation for one in known if one.rotation.fits(name)]
+    found = {key.fingerprint for key in keys}
+    while more := {step.old for step in steps if step.new.fingerprint in found} - found:
+        found |= more
+    return frozenset(found)
 
 
 def _check_adoption(known: Sequence[Replacement], rotations: Iterable[Rotation], what: str) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import datetime
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -29,14 +29,14 @@ from packer.artifact.rotation import Rotation, Statement
 from packer.artifact.small_files import write_small_file
 from packer.artifact.succession import Replacement, adopt, reachable
 from packer.artifact.trust import Memory, Rule, Used, Verdict, remember
-from packer.errors import InputError, TrustError, UsageError
+from packer.errors import Error, InputError, TrustError, UsageError
 
 MAX_STORE_BYTES = 16 << 20
 MAX_THRESHOLD = 64
 MAX_REPLACEMENTS = 1024
 
 
-class _WireRule(msgspec.Struct, frozen=True):
+class _WireRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     patterns: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     keys: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     threshold: Annotated[int, msgspec.Meta(ge=1, le=MAX_THRESHOLD)] = 1
@@ -59,7 +59,7 @@ class _WireRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _WireUsed(msgspec.Struct, frozen=True):
-    authority: Text
+    authority: str  # as long as the patterns of a rule are
     name: Text
     version: Annotated[int, msgspec.Meta(ge=1, le=MAX_VERSION)]
     config: Digest
@@ -93,7 +93,7 @@ class TrustStore:
         what = str(self.rules_path)
         wire = _load(self.rules_path, _WireRules)
         rules = tuple(_rule(row, entry, what) for row, entry in enumerate(wire.rules))
-        if len({rule.patterns for rule in rules}) < len(rules):
+        if len({rule.authority for rule in rules}) < len(rules):
             raise InputError(f"{what}: rules: expected each list of patterns once")
         replaced = (_replacement(row, entry, what) for row, entry in enumerate(wire.replaced))
         return Trusted(rules, tuple(replaced))
@@ -105,7 +105,8 @@ class TrustStore:
     def memory(self) -> Memory:
         """Return what was used, nothing if there is no file."""
         wire = _load(self.memory_path, _WireMemory)
-        return {(u.authority, u.name): Used(u.version, u.config) for u in wire.used}
+        entries = sorted(wire.used, key=lambda entry: entry.version)  # the highest one stays
+        return {(u.authority, u.name): Used(u.version, u.config) for u in entries}
 
     def add(
         self, key: PublicKey, pattern: str, *, threshold: int | None = None, again: bool = False
@@ -120,7 +121,7 @@ class TrustStore:
         if threshold is not None and not 1 <= threshold <= MAX_THRESHOLD:
             raise UsageError(f"expected a threshold of 1 to {MAX_THRESHOLD}, found {threshold}")
         with self._changing() as trusted:
-            kept = _without(trusted.replaced, key, pattern, again=again)
+            kept = _without(trusted, key, pattern, again=again)
             rules = {rule.patterns: rule for rule in trusted.rules}
             old = rules.get((pattern,), Rule((pattern,), ()))
             keys = (*(other for other in old.keys if other != key), key)
@@ -179,10 +180,25 @@ class TrustStore:
                 self._save_trusted(Trusted(trusted.rules, replaced))
         return rules
 
-    def remember(self, verdict: Verdict) -> None:
-        """Record that the pack of this verdict was used, and who signs in whose place."""
-        if not verdict.authorities:
-            return
+    def remember(self, verdict: Verdict) -> tuple[str, ...]:
+        """Record that the pack of this verdict was used, and who signs in whose place.
+
+        Returns notes about what could not be written, and what follows from it: the disk is
+        finished and proven by then, and must not be called a failure. Raises InputError or
+        TrustError when what lies there is damaged or contradicts the verdict.
+        """
+        notes: list[str] = []
+        if verdict.authorities:
+            name, version = verdict.config.name, verdict.config.version
+            with _noting(notes, f"older versions of {name!r} than {version} will not be refused"):
+                self._note_use(verdict)
+        if verdict.rotations:
+            old = " and ".join(one.old for one in verdict.rotations)
+            with _noting(notes, f"on this host {old} will go on to be accepted"):
+                self._adopt(verdict.rotations)
+        return tuple(notes)
+
+    def _note_use(self, verdict: Verdict) -> None:
         with _locked(self.memory_path):
             after = remember(verdict, self.memory())
             used = tuple(
@@ -192,8 +208,6 @@ class TrustStore:
             write_small_file(
                 self.memory_path, strict_json.encode(_WireMemory(used=used)), replace=True
             )
-        if verdict.rotations:
-            self._adopt(verdict.rotations)
 
     def _adopt(self, rotations: Iterable[Rotation]) -> None:
         with self._changing() as trusted:
@@ -233,7 +247,9 @@ class TrustStore:
 
 
 def _today() -> str:
-    return datetime.datetime.now(datetime.UTC).date().isoformat()
+    """Return the day, or "" by a clock that was never set: no `Day` lies before the year 2000."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    return today.isoformat() if today.year >= 2000 else ""
 
 
 def _family(rules: Iterable[Rule], trusted: Trusted) -> frozenset[PublicKey]:
@@ -271,19 +287,27 @@ def _unproven(statement: Statement, old: PublicKey) -> TrustError:
 
 
 def _without(
-    replaced: Sequence[Replacement], key: PublicKey, pattern: str, *, again: bool
+    trusted: Trusted, key: PublicKey, pattern: str, *, again: bool
 ) -> tuple[Replacement, ...]:
-    """Return what stays when a key is to be trusted; raise UsageError if it was replaced."""
-    of_key = [one for one in replaced if one.rotation.old == key.fingerprint and not one.keep_old]
+    """Return what stays when a key is to be trusted; raise UsageError if it was replaced.
+
+    For some of the names is enough: its heir, which may have been removed, would count for them.
+    """
+    stands = any(key in rule.keys for rule in trusted.rules)
+    of_key = [
+        one
+        for one in trusted.replaced
+        if one.rotation.old == key.fingerprint and not (one.keep_old and stands)
+    ]
     if again:
-        return tuple(one for one in replaced if one not in of_key)
+        return tuple(one for one in trusted.replaced if one not in of_key)
     for one in of_key:
-        if name_patterns.covers(one.rotation.names, [pattern]):
+        if name_patterns.may_share(one.rotation.names, [pattern]):
             raise UsageError(
                 f"{one.rotation.sentence} on this host since {one.since or 'an unknown day'}",
-                hint="to trust the old key all the same: --again",
+                hint="to trust the old key all the same, and the new one no longer: --again",
             )
-    return tuple(replaced)
+    return trusted.replaced
 
 
 def _replacement(row: int, wire: _WireReplacement, what: str) -> Replacement:
@@ -320,6 +344,17 @@ def _load(path: Path, kind: type[_Wire]) -> _Wire:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     return strict_json.decode(data, kind, str(path), MAX_STORE_BYTES)
+
+
+@contextlib.contextmanager
+def _noting(notes: list[str], consequence: str) -> Iterator[None]:
+    """Turn an Error of the file system into a note; what is wrong in the files stays an error."""
+    try:
+        yield
+    except (InputError, TrustError):
+        raise
+    except Error as error:
+        notes.append(f"{consequence}: {error}")
 
 
 @contextlib.contextmanager

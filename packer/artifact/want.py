@@ -132,6 +132,8 @@ def write_want(pack: OpenedPack, rows: Rows, output: str | Path) -> WantReport:
 
 def refuse_other(output: str | Path, pack: OpenedPack) -> None:
     """Raise UsageError when anything but an older want-list of the same pack has that name."""
+    if not str(output):
+        raise UsageError("a want-list needs a name", hint="such as missing.want")
     if not os.path.lexists(output):
         return
     try:

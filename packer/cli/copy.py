@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from packer.artifact.copy import Copied, CopyReport, Extent, Fit, copy_packs
-from packer.artifact.layout.open import create_layout
+from packer.artifact.layout.open import check_takes_extras, create_layout
 from packer.cli.options import (
     add_common,
     add_verb,
@@ -19,9 +19,11 @@ from packer.cli.options import (
 from packer.errors import UsageError
 from packer.media.capacity import KINDS, capacity_bytes
 from packer.media.chances import chances
+from packer.media.unpacker import KINDS as UNPACKERS
+from packer.media.unpacker import Unpacker, find_unpacker
 from packer.pack.against import Against, open_against
 from packer.sources.open import SourceOpener, open_pack
-from packer.text import format_bytes, format_table
+from packer.text import format_bytes, format_table, printable
 from packer.transport.registry_reference import is_reference
 
 
@@ -47,6 +49,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="SOURCE",
         help="with --fit: a host of the audience has what this source holds: a .inv file, or a "
         "source's URI; repeatable",
+    )
+    parser.add_argument(
+        "--with-unpacker",
+        metavar="WHAT",
+        help="on an .iso or in a folder: carry what a host without vmpack and network unpacks "
+        f"with: {', '.join(UNPACKERS)} (default: host), or a folder that has it",
     )
     parser.add_argument(
         "destination", help="file, .iso, new folder/ (ends in /) or oci://…, to write"
@@ -80,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
     """Copy."""
     if options.against and not options.fit:
         raise UsageError("--against says what a medium need not hold: it goes with --fit")
+    unpacker = _unpacker(options)
     with ExitStack() as stack:
         packs = [stack.enter_context(open_pack(one)) for one in options.pack]
         for pack in packs:
@@ -89,13 +98,41 @@ def run(options: argparse.Namespace) -> int:
             opener = stack.enter_context(SourceOpener(own_store(None)))
             against: list[Against] = [open_against(one, opener) for one in options.against]
             extent = Fit(capacity_bytes(options.fit), [chances(pack, against) for pack in packs])
-        writer = stack.enter_context(create_layout(options.destination, replace=options.force))
+        extras = unpacker.extras if unpacker else ()
+        layout = create_layout(options.destination, replace=options.force, extras=extras)
+        writer = stack.enter_context(layout)
         report = copy_packs(packs, writer, extent, progress=progress_of(options))
     if options.json:
-        print_json(as_json(options.destination, report))
+        print_json({**as_json(options.destination, report), "unpacker": _as_json(unpacker)})
     else:
         print_report(options.destination, report, extent)
+        _print_unpacker(unpacker)
     return 0
+
+
+def _unpacker(options: argparse.Namespace) -> Unpacker | None:
+    if options.with_unpacker is None:
+        return None
+    check_takes_extras(options.destination)  # before what may take a minute
+    return find_unpacker(options.with_unpacker, progress_of(options))
+
+
+def _as_json(unpacker: Unpacker | None) -> dict[str, object] | None:
+    if unpacker is None:
+        return None
+    return {
+        "program": unpacker.program,
+        "digest": unpacker.digest,
+        "needs": unpacker.needs,
+        "files": len(unpacker.extras),
+        "bytes": unpacker.size,
+    }
+
+
+def _print_unpacker(unpacker: Unpacker | None) -> None:
+    if unpacker is not None:
+        print(f"  {unpacker.program}  {unpacker.digest}")
+        print(f"    for {printable(unpacker.needs)}; nobody signs it: hand its digest over, too")
 
 
 def as_json(destination: str, report: CopyReport) -> dict[str, object]:

@@ -36,7 +36,7 @@ VERBS = (
 )
 """Each is a module beside this one, with `add_parser`."""
 
-BARE = {"--clean": "default"}
+BARE = {"--clean": "default", "--with-unpacker": "host"}
 """Options whose value is optional and stands only after "=", with what they mean without one."""
 
 EXIT_CODES = """\

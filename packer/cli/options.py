@@ -32,6 +32,11 @@ from packer.sources.store import Store
 
 PASSPHRASE_VARIABLE = "VMPACK_KEY_PASSPHRASE"
 
+_IN_ENVIRONMENT = "env"
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]{0,99}")
+_A_KEY_ITSELF = re.compile("PRIVATE KEY|b3BlbnNzaC1rZXktdjE|\n")
+"""What a private key in OpenSSH's format holds: its label, its magic in base64, lines."""
+
 
 def add_verb(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser],
@@ -122,7 +127,8 @@ def print_json(value: dict[str, Any]) -> None:
 def signing_keys(paths: list[Path], *, required: bool = False) -> list[PrivateKey]:
     """Return the keys to sign with: those named, or this machine's default key.
 
-    required: whether the verb does nothing but sign.
+    What the environment holds of them is taken out of it: no program that is started later sees
+    it. required: whether the verb does nothing but sign.
     """
     chosen = paths or [default_key_path()]
     if not paths and not chosen[0].exists():
@@ -131,17 +137,31 @@ def signing_keys(paths: list[Path], *, required: bool = False) -> list[PrivateKe
             hint="run 'vmpack key generate' or name one with --key"
             + ("" if required else ", or pass --unsigned"),
         )
-    return [_load_key(path) for path in chosen]
+    variables = {path: _variable(path) for path in chosen}
+    keys = [_load_key(path, name) for path, name in variables.items()]
+    for name in (PASSPHRASE_VARIABLE, *filter(None, variables.values())):
+        os.environ.pop(name, None)
+    return keys
 
 
-def _load_key(path: Path) -> PrivateKey:
-    """Return a key from a file, or from a variable of the environment: "env:NAME"."""
-    kind, _, name = str(path).partition(":")
-    if kind != "env":
+def _variable(path: Path) -> str | None:
+    """Return NAME of "env:NAME", None for a file. What may be a key itself is not shown."""
+    kind, colon, name = str(path).partition(":")
+    named = kind == _IN_ENVIRONMENT and colon
+    if _A_KEY_ITSELF.search(str(path)) or (named and not _VARIABLE.fullmatch(name)):
+        raise UsageError(
+            "--key: expected a file, or env: and the name of a variable, found something else",
+            hint="the name alone, without $: --key env:SIGNING_KEY",
+        )
+    return name if named else None
+
+
+def _load_key(path: Path, variable: str | None) -> PrivateKey:
+    if variable is None:
         return load_private(path, ask_passphrase)
-    data = os.environ.get(name)
+    data = os.environ.get(variable)
     if not data:
-        raise UsageError(f"--key {path}: the environment has no variable {name}")
+        raise UsageError(f"--key {path}: the environment has no variable {variable}")
     # A file ends with a line feed, which variables tend to lose.
     return parse_private(data.rstrip("\n").encode() + b"\n", path, ask_passphrase)
 
@@ -185,8 +205,11 @@ def own_store(folder: Path | None) -> Store:
     return Store(folder or load_settings().store or host.data_dir() / "store")
 
 
-def accept(pack: OpenedPack, options: argparse.Namespace) -> Verdict:
-    """Return the word of this host's trust rules about a pack; raise TrustError against it."""
+def accept(pack: OpenedPack, options: argparse.Namespace, *, allow_older: bool = False) -> Verdict:
+    """Return the word of this host's trust rules about a pack; raise TrustError against it.
+
+    allow_older: whatever the options say.
+    """
     store = TrustStore()
     trusted = store.trusted()
     verdict = judge(
@@ -197,7 +220,7 @@ def accept(pack: OpenedPack, options: argparse.Namespace) -> Verdict:
         known=trusted.replaced,
         statements=pack.rotations,
         signers=[check_fingerprint(one) for one in options.signer],
-        allow_older=options.allow_older,
+        allow_older=allow_older or options.allow_older,
         allow_unsigned=options.allow_unsigned,
         what=pack.layout.location,
     )
@@ -205,6 +228,12 @@ def accept(pack: OpenedPack, options: argparse.Namespace) -> Verdict:
         note(text)
     note_expiry(verdict.config)
     return verdict
+
+
+def remember_use(verdict: Verdict) -> None:
+    """Remember that a pack was used; say what follows where that cannot be written down."""
+    for text in TrustStore().remember(verdict):
+        note(text)
 
 
 def note_expiry(config: Config) -> None:

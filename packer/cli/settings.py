@@ -42,6 +42,11 @@ def load_settings() -> Settings:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         return Settings((), None, None)
+    except PermissionError as error:
+        raise UsageError(
+            f"{path}: cannot be read: {error.strerror}",
+            hint="if HOME is somebody else's, name a folder of your own with VMPACK_HOME",
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from error
     try:

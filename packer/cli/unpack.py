@@ -6,9 +6,16 @@ import argparse
 import time
 from pathlib import Path
 
-from packer.artifact.trust_store import TrustStore
 from packer.artifact.want import write_want
-from packer.cli.options import add_common, add_trust, add_verb, jobs_of, print_json, progress_of
+from packer.cli.options import (
+    add_common,
+    add_trust,
+    add_verb,
+    jobs_of,
+    print_json,
+    progress_of,
+    remember_use,
+)
 from packer.cli.rebuild import (
     Rebuild,
     add_sources,
@@ -78,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
                 raise
             return _want(options, rebuild, error)
         forgotten = DiskRecords().remember(report.output, options.format, rebuild.pack)
-    TrustStore().remember(rebuild.verdict)
+    remember_use(rebuild.verdict)
     note_complaints(report.supplied)
     if forgotten:
         note(forgotten)

@@ -7,8 +7,16 @@ import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from packer.artifact.trust_store import TrustStore
-from packer.cli.options import add_common, add_trust, add_verb, jobs_of, print_json, progress_of
+from packer.cli.options import (
+    accept,
+    add_common,
+    add_trust,
+    add_verb,
+    jobs_of,
+    print_json,
+    progress_of,
+    remember_use,
+)
 from packer.cli.rebuild import (
     add_sources,
     note_complaints,
@@ -51,7 +59,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--force",
         action="store_true",
-        help="throw away what was written to the disk since; accept another pack's disk",
+        help="throw away what was written to the disk since; accept another pack's disk, and "
+        "files beside it that cannot be read",
     )
     add_trust(parser)
     add_common(parser)
@@ -63,11 +72,16 @@ def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     jobs, progress = jobs_of(options), progress_of(options)
     with ExitStack() as stack:
-        old = stack.enter_context(old_disk(options.disk, overlays=options.overlays))
+        old = stack.enter_context(
+            old_disk(options.disk, overlays=options.overlays, force=options.force)
+        )
         for text in old.notes:
             note(text)
         rebuild = stack.enter_context(opened(options))
-        was = stack.enter_context(open_pack(options.was)) if options.was else None
+        was = None
+        if options.was:
+            was = stack.enter_context(open_pack(options.was))
+            accept(was, options, allow_older=True)  # a stranger's could call all of it unused
         held = identify(
             old,
             rebuild.pack,
@@ -91,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
             jobs=jobs,
             progress=progress,
         )
-    TrustStore().remember(rebuild.verdict)
+    remember_use(rebuild.verdict)
     if report.unpacked is not None:
         note_complaints(report.unpacked.supplied)
     if report.note:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 
 from packer.artifact.opened import OpenedPack
 from packer.artifact.want import WantReport, refuse_other
+from packer.errors import UsageError
 from packer.text import format_bytes
 
 FILLED = "filled.vmpack"
@@ -24,8 +26,16 @@ def add_want(parser: argparse.ArgumentParser) -> None:
 
 def check_want(options: argparse.Namespace, pack: OpenedPack) -> None:
     """Raise UsageError, before the work, if the list cannot have its name."""
-    if options.want is not None:
-        refuse_other(options.want, pack)
+    if options.want is None:
+        return
+    refuse_other(options.want, pack)
+    want = Path(options.want).absolute()
+    if options.output is not None:
+        disk = options.output.absolute()
+        if want in (disk, disk.with_name(f"{disk.name}.partial")):
+            raise UsageError(f"--want {options.want}: the disk is written under that name")
+    if not want.parent.is_dir():
+        raise UsageError(f"--want {options.want}: there is no folder {want.parent}")
 
 
 def as_json(report: WantReport) -> dict[str, object]:

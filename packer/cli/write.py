@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 
-from packer.artifact.trust_store import TrustStore
 from packer.cli.options import (
     add_common,
     add_trust,
@@ -15,6 +15,7 @@ from packer.cli.options import (
     own_store,
     print_json,
     progress_of,
+    remember_use,
 )
 from packer.cli.rebuild import (
     add_sources,
@@ -59,11 +60,11 @@ def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     with opened(options) as rebuild:
         device = look_at(options.device)
-        refuse(rebuild.pack, device, [(own_store(options.store).folder.resolve(), "the store")])
+        refuse(rebuild.pack, device, rebuild.sources, own_store(options.store))
         if options.dry_run:
             return show_plan(dry_run(rebuild.pack, rebuild.sources), as_json=options.json)
-        if not device.is_new:
-            _ask(device, rebuild.pack.map.size, yes=options.yes)
+        if not device.is_new and not options.yes:
+            _ask(device, rebuild.pack.map.size)
         report = write(
             rebuild.pack,
             device,
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
             jobs=jobs_of(options),
             progress=progress_of(options),
         )
-    TrustStore().remember(rebuild.verdict)
+    remember_use(rebuild.verdict)
     note_complaints(report.supplied)
     for text in report.notes:
         note(text)
@@ -83,10 +84,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ask(device: Device, disk_bytes: int, *, yes: bool) -> None:
+def _ask(device: Device, disk_bytes: int) -> None:
     """Return if what lies on the device may be lost: it is empty, or its name was typed."""
     found = look_into(device)
-    if found.empty or yes:
+    if found.empty:
         return
     if not sys.stdin.isatty():
         raise UsageError(
@@ -95,7 +96,8 @@ def _ask(device: Device, disk_bytes: int, *, yes: bool) -> None:
         )
     _show(device, found, disk_bytes)
     print(f"Type {printable(device.name)} to overwrite it: ", end="", file=sys.stderr, flush=True)
-    answer = sys.stdin.readline().strip()
+    # As bytes: what is no text in the terminal's encoding is a wrong answer, too.
+    answer = os.fsdecode(sys.stdin.buffer.readline()).strip()
     if answer not in (device.name, str(device.path)):
         raise Error(f"{device.path}: expected {device.name!r}, found {answer!r}: nothing written")
 
@@ -103,6 +105,7 @@ def _ask(device: Device, disk_bytes: int, *, yes: bool) -> None:
 def _show(device: Device, found: Found, disk_bytes: int) -> None:
     """Print what lies on a device, for people who must recognise it."""
     words = (
+        f"a partition of {device.part_of}" if device.part_of else "",
         device.model,
         "USB" if device.usb else "",
         "removable" if device.removable else "",
@@ -152,7 +155,7 @@ def _as_json(report: WriteReport) -> dict[str, object]:
 
 def _print(report: WriteReport, seconds: float) -> None:
     print(
-        f"{report.device.path}  {format_bytes(report.disk_bytes)}, every byte read back, "
-        f"{seconds:.1f} s"
+        f"{printable(str(report.device.path))}  {format_bytes(report.disk_bytes)}, "
+        f"every byte read back, {seconds:.1f} s"
     )
     print_supplied(report.supplied, report.resumed_bytes, "on the device already")

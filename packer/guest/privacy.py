@@ -187,7 +187,10 @@ class _Pattern:
 
 
 class _Table:
-    """All patterns, by a name that a path must have to fit: most paths cost a few lookups."""
+    """All patterns, by a name that a path must have to fit: most paths cost a few lookups.
+
+    Upper and lower case are the same, as they are on FAT and NTFS.
+    """
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._by_name: dict[str, list[_Pattern]] = {}
@@ -198,7 +201,7 @@ class _Table:
 
     def fitting(self, path: str) -> Iterator[tuple[int, Place]]:
         """Yield (row of the rule, place) of all that fit a path, in the order of rules."""
-        names = path.split("/")
+        names = path.lower().split("/")
         found = [
             pattern
             for at, name in enumerate(names)
@@ -223,7 +226,7 @@ def _compiled(order: int, place: Place) -> tuple[str, _Pattern]:
     That is its last name without magic, or "*.ext" of its last name. Raises ValueError where
     there is neither: every path would have to be compared.
     """
-    names = place.pattern.split("/")
+    names = place.pattern.lower().split("/")
     below = names[-1] == _BELOW
     if below:
         names.pop()

@@ -2,7 +2,7 @@
 
 A pattern is the end of a path, by whole names: `.ssh/*` fits in any home, chroot or volume.
 `*`, `?` and `[…]` stand within one name; `**` as the last name is everything below. A Windows
-guest's paths have slashes, and are written as Windows writes them.
+guest's paths have slashes. Upper and lower case are the same.
 
 A look decides where the place alone says too little. Not listed, because they tell nothing about
 anybody or are what a demo is for: host name, resolver, package managers' logs, accounts without
@@ -95,7 +95,7 @@ RULES = (
         "keys and secrets of VPNs",
         _at("etc/wireguard/*.conf", look=holds(rb"^[ \t]{0,64}P(?:rivate|reshared)Key[ \t]{0,8}=")),
         _at("etc/wireguard/*.key", "zerotier-one/identity.secret", "tailscale/tailscaled.state"),
-        _at("etc/openvpn/**", look=holds(rb"PRIVATE KEY-----|OpenVPN Static key")),
+        _at("etc/openvpn/**", "*.ovpn", look=holds(rb"PRIVATE KEY-----|OpenVPN Static key")),
         _at("etc/ppp/*-secrets", look=_A_LINE),
         _at(
             "etc/ipsec.secrets",
@@ -113,9 +113,9 @@ RULES = (
     _rule(
         "private-key",
         "private keys: TLS, SSH, signing",
-        _at(".ssh/*", "etc/ssl/private/*", "tls/private/*", "*.pem", "*.key", look=private_key),
+        _at(".ssh/**", "etc/ssl/private/*", "tls/private/*", "*.pem", "*.key", look=private_key),
         _at("id_rsa", "id_ed25519", "id_ecdsa", "id_dsa", "*.ppk", "*.jks", look=private_key),
-        _at("*.keystore", "*.priv", "*.asc", look=private_key),
+        _at("*.keystore", "*.priv", "*.asc", "*.der", "*.p8", "*.pk8", look=private_key),
         _at("*.p12", "*.pfx", look=pkcs12),
         _at("tor/*/hs_ed25519_secret_key", "etc/dnssec-keys/*.private"),
     ),
@@ -133,7 +133,6 @@ RULES = (
         _at(
             "autoinst.xml",
             "unattend.xml",
-            "Unattend.xml",
             "autounattend.xml",
             look=holds(b"assword>"),
         ),

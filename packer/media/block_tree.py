@@ -14,25 +14,12 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
-from packer.survey.block_devices import kernel_text, unescaped
+from packer.survey.block_devices import Mount, backing_file, mounts, swap_places
 
 _ANONYMOUS = "0:"
 """Device numbers of file systems that lie on no device, or on several."""
-
-_DELETED = " (deleted)"
-
-
-@dataclass(frozen=True, slots=True)
-class _Mount:
-    """number: "8:1"; point: where it is mounted; type: "ext4"; source: "/dev/sda1"."""
-
-    number: str
-    point: str
-    type: str
-    source: str
 
 
 class BlockTree:
@@ -41,17 +28,21 @@ class BlockTree:
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
         self._class = root / "sys/class/block"
-        self._mounts = _mounts(root)
+        self._mounts = mounts(root)
         self._uses: dict[str, set[str]] = {}
         for mount in self._mounts:
             for name in self._devices_of(mount):
-                self._mark(name, mount.point, set())
-        for place in _swaps(root):
-            for name in self._devices_at(place):
-                self._mark(name, f"swap ({place})", set())
+                self._mark(name, mount.point)
+        for place in swap_places(root):
+            self.mark(Path(place), f"swap ({place})")
+
+    def mark(self, path: Path, use: str) -> None:
+        """Count a file, a folder or a device as a use of all that it stands on."""
+        for name in self._devices_at(str(path)):
+            self._mark(name, use)
 
     def uses_of(self, name: str) -> list[str]:
-        """Return the mount points and swap areas ("swap (/dev/sda3)") that stand on a device.
+        """Return mount points, swap areas ("swap (/dev/sda3)") and what else stands on a device.
 
         name: as the kernel has it ("sda", "dm-0"). A whole disk carries what its partitions do.
         """
@@ -62,23 +53,30 @@ class BlockTree:
         folder = (self._class / name).resolve()
         return folder.parent.name if (folder / "partition").exists() else name
 
-    def mount_point_of(self, path: Path) -> str:
-        """Return where the file system that holds an absolute path is mounted."""
-        mount = self._mount_of(str(path))
-        return mount.point if mount else ""
+    def files_below(self, name: str) -> list[Path]:
+        """Return the files that a device stands on, as loop devices do."""
+        folders = [(self._class / one).resolve() for one in self._with_all_below(name)]
+        files = filter(None, map(backing_file, folders))
+        return sorted(Path(file) for file in files if not self._node(self._root / file.lstrip("/")))
 
     def name_of(self, number: str) -> str:
         """Return the kernel's name of a device number ("8:16"), "" if there is none."""
         folder = self._root / "sys/dev/block" / number
         return folder.resolve().name if folder.exists() else ""
 
-    def _mark(self, name: str, use: str, seen: set[str]) -> None:
-        if name in seen:  # a loop device on a file system on the same loop device
-            return
-        seen.add(name)
-        self._uses.setdefault(name, set()).add(use)
-        for below in self._below(name):
-            self._mark(below, use, seen)
+    def _mark(self, name: str, use: str) -> None:
+        for one in self._with_all_below(name):
+            self._uses.setdefault(one, set()).add(use)
+
+    def _with_all_below(self, name: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [name]
+        while waiting:
+            one = waiting.pop()
+            if one not in found:  # a loop device may stand on a file system on itself
+                found.add(one)
+                waiting += self._below(one)
+        return found
 
     def _below(self, name: str) -> list[str]:
         """Return the devices that a device stands on directly."""
@@ -86,11 +84,8 @@ class BlockTree:
         whole = self.whole_disk(name)
         found = [whole] if whole != name else []
         found += _names(folder / "slaves")
-        backing = folder / "loop" / "backing_file"
-        if backing.exists():
-            path = kernel_text(backing).rstrip("\n").removesuffix(_DELETED)
-            found += self._devices_at(path)
-        return found
+        backing = backing_file(folder)
+        return found + self._devices_at(backing) if backing else found
 
     def _devices_at(self, path: str) -> list[str]:
         """Return the device that a path names, or those that hold the file at that path."""
@@ -113,7 +108,7 @@ class BlockTree:
         is_node = place.is_relative_to((self._root / "dev").resolve())
         return place.name if is_node and (self._class / place.name).exists() else ""
 
-    def _devices_of(self, mount: _Mount) -> list[str]:
+    def _devices_of(self, mount: Mount) -> list[str]:
         name = "" if mount.number.startswith(_ANONYMOUS) else self.name_of(mount.number)
         if not name and mount.source.startswith("/dev/"):
             name = self._node(self._root / mount.source.lstrip("/"))
@@ -129,26 +124,11 @@ class BlockTree:
                 return members
         return [name]
 
-    def _mount_of(self, path: str) -> _Mount | None:
+    def _mount_of(self, path: str) -> Mount | None:
         """Return the mount with the longest path above; of several, the last covers the others."""
         above = [one for one in self._mounts if _is_below(path, one.point)]
         longest = max((len(one.point) for one in above), default=0)
         return next((one for one in reversed(above) if len(one.point) == longest), None)
-
-
-def _mounts(root: Path) -> list[_Mount]:
-    found = []
-    for line in filter(None, kernel_text(root / "proc/self/mountinfo").split("\n")):
-        # 36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/root rw,errors=continue
-        before, _, after = line.partition(" - ")
-        fields, behind = before.split(" "), after.split(" ")
-        found.append(_Mount(fields[2], unescaped(fields[4]), behind[0], unescaped(behind[1])))
-    return found
-
-
-def _swaps(root: Path) -> list[str]:
-    lines = filter(None, kernel_text(root / "proc/swaps").split("\n")[1:])
-    return [unescaped(line.split()[0]).removesuffix(_DELETED) for line in lines]
 
 
 def _names(folder: Path) -> list[str]:

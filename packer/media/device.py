@@ -10,21 +10,26 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from formats.container.detect import detect
 from formats.source import FileSource
+from packer.artifact.layout.open import is_layout
 from packer.errors import Error, InUseError, UsageError
 from packer.media.block_tree import BlockTree
 from packer.survey.block_devices import kernel_text
 from packer.survey.child import clean_text
-from packer.survey.in_use import findings
+from packer.survey.in_use import refuse_if_replaced_under_somebody
 from packer.text import format_bytes
 
 _SECTOR_BYTES = 512
 """The unit of `size` in sysfs, whatever the device's own sectors are."""
+
+_SERIAL_NUMBERS = ("diskseq", "device/serial", "device/wwid", "device/cid", "wwid")
+"""Where sysfs may tell one medium from another; sticks often have none of the maker's."""
 
 _SYSTEM_POINTS = frozenset(("/", "/boot", "/boot/efi", "/efi", "/usr", "/var"))
 _SYSTEM_HINT = "nothing overrides this: name another device (lsblk shows what there is)"
@@ -37,8 +42,8 @@ class Device:
     path: without symbolic links. name: what a person calls it, "sdb" or "disk.img". size: bytes; 0
     for a file that is not there yet. sector_size: logical sector in bytes; 0 for a file, which
     has none. model: "SanDisk Ultra", "" if unknown. is_new: a file that is not there yet.
-    number: of a block device, "8:16"; "" for a file. identity: what another medium, or a file
-    that was put in its place, would have otherwise.
+    number: of a block device, "8:16"; "" for a file. part_of: the disk that a partition is one of,
+    "sdb". identity: what another medium, or a file that was put in its place, would have otherwise.
     """
 
     path: Path
@@ -50,6 +55,7 @@ class Device:
     usb: bool = False
     is_new: bool = False
     number: str = ""
+    part_of: str = ""
     identity: str = ""
 
     @property
@@ -108,7 +114,8 @@ def block_device(path: Path, number: str, root: Path = Path("/")) -> Device:
         _fact(disk / "removable") == "1",
         any(part.startswith("usb") for part in disk.parts),
         number=number,
-        identity=f"{_fact(disk / 'diskseq')} {_fact(disk / 'device/serial')}".strip(),
+        part_of=disk.name if disk != folder else "",
+        identity=_identity(disk),
     )
 
 
@@ -128,25 +135,31 @@ def refuse_if_unfit(device: Device, disk_bytes: int, sector_size: int) -> None:
         )
     if not device.is_new and not device.is_block_device:
         _refuse_container(device.path)
+        if is_layout(device.path):
+            raise UsageError(
+                f"{device.path}: is a pack, not a disk image",
+                hint="name another file, or delete this one first",
+            )
 
 
 def refuse_if_needed(
-    device: Device, kept: Iterable[tuple[Path, str]], tree: BlockTree | None = None
+    device: Device, kept: Sequence[tuple[Path, str]], tree: BlockTree | None = None
 ) -> None:
     """Raise InUseError when anything on the device is used; nothing overrides that.
 
-    kept: (path, what it is) of files and folders that must not be lost ("the store").
+    kept: (path, what it is) of files, folders and devices that must not be lost ("the store").
     """
+    if device.is_new:
+        return
     if device.is_block_device:
         running = (Path(sys.prefix).resolve(), "vmpack")
         try:
             _refuse_system_disk(device, [*kept, running], tree or BlockTree())
         except OSError as error:
             raise Error(f"{device.path}: what is mounted cannot be told: {error}") from error
-    elif not device.is_new:
+    else:
         _refuse_kept_file(device, kept)
-    if not device.is_new:
-        _refuse_used(device)
+    _refuse_used(device)
 
 
 def _new_file(place: Path) -> Device:
@@ -170,49 +183,74 @@ def _refuse_container(path: Path) -> None:
         )
 
 
-def _refuse_system_disk(device: Device, kept: Iterable[tuple[Path, str]], tree: BlockTree) -> None:
+def _refuse_system_disk(device: Device, kept: Sequence[tuple[Path, str]], tree: BlockTree) -> None:
     name = tree.name_of(device.number) or device.name
     whole = tree.whole_disk(name)
-    points: dict[str, list[str]] = {}
+    mounted = tree.uses_of(name)
     for path, what in kept:
-        points.setdefault(tree.mount_point_of(path), []).append(what)
-    uses = tree.uses_of(whole)
+        tree.mark(path, what)
+    uses, needed = tree.uses_of(whole), {what for _, what in kept}
     system = [use for use in uses if use in _SYSTEM_POINTS or use.startswith("swap (")]
-    system += [what for use in uses if use not in system for what in points.get(use, ())]
+    system = system or [use for use in uses if use in needed]
     if system:
         part = f"a part of /dev/{whole}, " if whole != name else ""
         raise InUseError(
             clean_text(
                 f"{device.path}: is {part}a disk that this host runs from; it holds "
-                f"{', '.join(dict.fromkeys(system))}"
+                f"{', '.join(system)}"
             ),
             hint=_SYSTEM_HINT,
         )
-    mounted = tree.uses_of(name)
     if mounted:
         raise InUseError(
             clean_text(f"{device.path}: is mounted at {', '.join(mounted)}"),
             hint=clean_text(f"unmount it first: umount {shlex.join(mounted)}"),
         )
+    for file in tree.files_below(name):
+        if owner := _owner_of(file, kept):
+            raise InUseError(
+                clean_text(f"{device.path}: stands on {file}, which is {owner}, or a part of it"),
+                hint=_SYSTEM_HINT,
+            )
 
 
-def _refuse_kept_file(device: Device, kept: Iterable[tuple[Path, str]]) -> None:
+def _refuse_kept_file(device: Device, kept: Sequence[tuple[Path, str]]) -> None:
+    if owner := _owner_of(device.path, kept):
+        raise InUseError(f"{device.path}: is {owner}, or a part of it")
+    names = device.path.stat().st_nlink
+    if names > 1:
+        raise InUseError(
+            f"{device.path}: has {names} names, and under each the same bytes would be overwritten",
+            hint="backups are made so; give it bytes of its own first: cp --reflink=auto",
+        )
+
+
+def _owner_of(file: Path, kept: Sequence[tuple[Path, str]]) -> str:
+    """Return what a file is, or is a part of, that must not be lost; "" for any other."""
     for path, what in kept:
-        if device.path.is_relative_to(path) or (path.exists() and device.path.samefile(path)):
-            raise InUseError(f"{device.path}: is {what}, or a part of it")
+        if file.is_relative_to(path):
+            return what
+        with suppress(OSError):  # it is not there, or hidden from this user, who cannot open it
+            if file.samefile(path):
+                return what
+    return ""
 
 
 def _refuse_used(device: Device) -> None:
     try:
-        found = findings(device.path)
+        refuse_if_replaced_under_somebody(device.path)
     except OSError as error:
         hint = "only root may write to devices: sudo" if device.is_block_device else ""
         raise Error(f"{device.path}: cannot be opened: {error.strerror}", hint=hint) from error
-    if found:
-        raise InUseError(
-            f"{device.path}: is in use: {clean_text('; '.join(found))}",
-            hint="close what uses it and try again",
-        )
+
+
+def _identity(disk: Path) -> str:
+    """Return what sysfs calls a disk, with what tells its medium from others.
+
+    A device that is plugged in again may get the same letter, but never the same folder: that
+    counts hosts.
+    """
+    return " ".join(filter(None, [str(disk), *(_fact(disk / one) for one in _SERIAL_NUMBERS)]))
 
 
 def _model(disk: Path) -> str:

@@ -81,7 +81,8 @@ def fill_list(
     carrier = carrier_of(pack)
     in_a_row = one_after_the_other(contents)
     path = Path(output)
-    collection = path.with_name(f"{path.name}.contents")
+    whole = path.absolute()
+    collection = whole.with_name(f"{whole.name}.contents")
     with (
         create_layout(output, replace=replace) as writer,
         Output(collection, in_a_row.size, force=True) as target,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from formats.errors import FormatError
-from formats.source import FileSource
+from formats.source import FileSource, Source
 from packer.errors import Error, InputError
 from packer.media.device import Device
 from packer.media.device_output import MARK
@@ -18,6 +18,10 @@ EDGE_BYTES = (1 << 20) + 4096
 """At each end of a device. Everything that marks a disk or a file system begins or ends with it;
 VMFS is the last to do so, with its sign at 1 MiB."""
 
+SAMPLES = 512
+"""Of a disk that lost its table only, somebody may want to save the rest."""
+
+_SAMPLE_BYTES = 4096
 _MARK_BYTES = 512
 
 
@@ -35,7 +39,7 @@ class Volume:
 class Found:
     """What a device holds. table: "gpt", "mbr", "none". note: what else there is to say of it.
 
-    empty: both of its ends read as zeros.
+    empty: both of its ends read as zeros, and SAMPLES places between.
     """
 
     empty: bool
@@ -53,15 +57,24 @@ def look_into(device: Device) -> Found:
         with FileSource(device.path) as source:
             edge = min(EDGE_BYTES, source.size)
             start = source.pread(0, edge)
-            ends = (start, source.pread(source.size - edge, edge))
+            empty = not (
+                any(start) or any(source.pread(source.size - edge, edge)) or _sampled(source)
+            )
     except (OSError, FormatError) as error:
         raise Error(f"{device.path}: cannot be read: {error}") from error
-    if not any(map(any, ends)):
+    if empty:
         return Found(empty=True)
     if start.startswith(MARK):
         text = start[:_MARK_BYTES].rstrip(b"\0").decode("utf-8", "replace")
         return Found(empty=False, note=clean_text(text.replace("\n", " ").strip()))
     return _look_closer(device.path)
+
+
+def _sampled(source: Source) -> bool:
+    """Return whether there is something in one of the places that are looked at."""
+    last = max(0, source.size - _SAMPLE_BYTES)
+    places = (last * number // SAMPLES for number in range(SAMPLES))
+    return any(any(source.pread(place, min(_SAMPLE_BYTES, source.size))) for place in places)
 
 
 def _look_closer(path: Path) -> Found:

@@ -9,24 +9,29 @@ device is hashed and kept.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from packer.artifact.opened import OpenedPack
-from packer.errors import InUseError
+from packer.errors import Error, InUseError
 from packer.media.device import Device, look_at, refuse_if_needed, refuse_if_unfit
 from packer.media.device_output import HEAD_BYTES, DeviceOutput
 from packer.media.read_back import mismatch, read_back
 from packer.progress import Progress, Silent
 from packer.sources.base import Source
 from packer.sources.store import Store
+from packer.survey.in_use import kept_from_qemu
 from packer.text import format_bytes
 from packer.unpack.gather import Supplied
 from packer.unpack.output import Output
 from packer.unpack.unpack import Filled, fill
 
 _GPT_SIGNATURE = b"EFI PART"  # UEFI specification 2.10, 5.3.2: begins the header, in sector 1
+
+_DISKS = ("disk:", "pack:")
+"""What sources are called that are one file or device. Folders lie on something mounted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +50,19 @@ class WriteReport:
     notes: tuple[str, ...]
 
 
-def refuse(pack: OpenedPack, device: Device, kept: Iterable[tuple[Path, str]]) -> None:
+def refuse(
+    pack: OpenedPack, device: Device, sources: Sequence[Source], store: Store | None
+) -> None:
     """Raise an error if the pack's disk cannot or must not go there; see packer.media.device."""
     disk = pack.config.disks[0]
+    places = [(pack.layout.location, "the pack")]
+    places += [
+        (one.uri.partition(":")[2], one.uri) for one in sources if one.uri.startswith(_DISKS)
+    ]
+    places += [(str(store.folder), "the store")] if store else []
+    kept = [(Path(place).resolve(), what) for place, what in places if Path(place).exists()]
+    refuse_if_needed(device, kept)
     refuse_if_unfit(device, disk.size, disk.sector_size)
-    location = Path(pack.layout.location)
-    pack_itself = [(location.resolve(), "the pack")] if location.exists() else []
-    refuse_if_needed(device, [*kept, *pack_itself])
 
 
 def write(
@@ -72,13 +83,13 @@ def write(
     """
     progress = progress or Silent()
     jobs = jobs or os.cpu_count() or 1
-    kept = [(store.folder.resolve(), "the store")] if store else []
-    refuse(pack, device, kept)
     notes: list[str] = []
     if device.is_new:
         filled = _write_new(pack, device, sources, store, jobs, progress)
     else:
-        filled, notes = _write_over(pack, device, sources, store, jobs, progress)
+        with _kept_from_guests(device):
+            refuse(pack, device, sources, store)
+            filled, notes = _write_over(pack, device, sources, store, jobs, progress)
     return WriteReport(
         device,
         pack.map.size,
@@ -87,6 +98,17 @@ def write(
         filled.supplied,
         tuple(notes),
     )
+
+
+@contextmanager
+def _kept_from_guests(device: Device) -> Iterator[None]:
+    """Let no QEMU begin to write to it, which would not ask the kernel for it alone."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(kept_from_qemu(device.path))
+        except OSError as error:
+            raise Error(f"{device.path}: cannot be opened: {error.strerror}") from error
+        yield
 
 
 def _write_new(
@@ -139,15 +161,21 @@ def _write_over(
 
 
 def _notes(pack: OpenedPack, target: DeviceOutput) -> list[str]:
-    """Return what to know about a device that is larger than the disk."""
+    """Return what to know about a partition, and about a device that is larger than the disk."""
     device, size = target.device, target.size
+    notes = []
+    if device.part_of:
+        notes.append(
+            f"{device.path}: is a partition; firmware starts from {device.part_of} only, not from "
+            "a disk inside of it"
+        )
     if device.size == size:
-        return []
+        return notes
     rest = device.size - size
-    notes = [
+    notes.append(
         f"{device.path}: the last {rest:,} bytes ({format_bytes(rest)}) are as they were; "
         f"the disk ends at {size:,}"
-    ]
+    )
     if target.head[pack.config.disks[0].sector_size :].startswith(_GPT_SIGNATURE):
         notes.append(
             f"{device.path}: the backup of its GPT lies where the disk ends, not at the end of the "

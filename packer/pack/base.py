@@ -8,7 +8,6 @@ old bundles is dead, that class is packed anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from packer.artifact.contents import Class, Contents
 from packer.artifact.index import Index, frame_counts
 from packer.artifact.manifest import Blob
 from packer.artifact.opened import OpenedPack
+from packer.progress import Progress
 from packer.sources.against import prove
 from packer.sources.base import Wanted
 from packer.sources.pack import PackSource
@@ -32,73 +32,87 @@ DEAD_BYTES = 8 << 20
 @dataclass(frozen=True, slots=True)
 class Carried:
     """What of a predecessor goes on. bundles: {title: blob}. index: where the new pack's contents
-    lie in them. repacked: names of the classes that are packed anew.
+    lie in them.
     """
 
     bundles: dict[str, Blob]
     index: Index
-    repacked: tuple[str, ...]
 
 
-def carry_on(
-    base: OpenedPack,
-    wanted: Wanted,
-    progress: Callable[[int], None],
-) -> Carried:
+def carry_on(base: OpenedPack, wanted: Wanted, progress: Progress) -> Carried:
     """Return what of `base` serves the contents of its successor.
 
     wanted: the contents that the new pack is to carry. Every one that is taken was unpacked
-    from its frame and hashed: a frame index is signed by nobody. progress: called with the bytes
-    proven since the last call. Raises InputError for a base that cannot be read.
+    from its frame and hashed: a frame index is signed by nobody. Raises InputError for a base that
+    cannot be read.
     """
     source = PackSource(f"pack:{base.layout.location}", base.layout, base.map.contents, base.index)
-    contents = wanted.contents
-    offered = source.find(wanted, deep=False).rows
+    contents, classes = wanted.contents, _classes(base)
     index = base.index.renumbered(base.map.contents, contents)
-    near = _travels_often_enough(base, index, contents)
-    rows = prove(source, contents, np.intersect1d(offered, near), progress=progress)
-    index = index.of_contents(rows)
-    classes = {title: _class_of(title) for title in base.manifest.bundles()}
-    repacked = [one for one in Class if _is_mostly_dead(base, index, contents, one)]
-    kept = {
-        title: layer
+    near = _travel_often_enough(index, contents, classes)
+    index = index.of_contents(np.intersect1d(near, source.find(wanted, deep=False).rows))
+    anew = _mostly_dead(index, contents, classes)
+    index = index.only([one for one in index.bundles if classes[one] not in anew], contents)
+    total = int(contents.size[index.content].sum())
+    with progress.stage("comparing with the base", total) as advance:
+        index = index.of_contents(prove(source, contents, index.content, progress=advance))
+    used = np.unique(index.bundle[index.used_frames(contents)])
+    index = index.only([index.bundles[row] for row in used.tolist()], contents)
+    bundles = {
+        title: Blob(layer.digest, layer.size)
         for title, layer in base.manifest.bundles().items()
-        if classes[title] not in repacked
+        if layer.digest in index.bundles
     }
-    index = index.only([layer.digest for layer in kept.values()], contents)
-    used = {index.bundles[row] for row in np.unique(index.bundle[index.used_frames(contents)])}
-    index = index.only(sorted(used), contents)
-    return Carried(
-        {
-            title: Blob(layer.digest, layer.size)
-            for title, layer in kept.items()
-            if layer.digest in used
-        },
-        index,
-        tuple(one.name.lower() for one in repacked),
-    )
+    return Carried(bundles, index)
 
 
-def _class_of(title: str) -> Class:
-    return Class[title.partition("-")[0].upper()]
+def _classes(base: OpenedPack) -> dict[str, Class]:
+    """Return with which class each bundle travels; with that which travels least if it has two."""
+    found: dict[str, Class] = {}
+    for title, layer in base.manifest.bundles().items():
+        one = Class[title.partition("-")[0].upper()]
+        found[layer.digest] = max(one, found.get(layer.digest, one))
+    return found
 
 
-def _travels_often_enough(base: OpenedPack, index: Index, contents: Contents) -> NDArray[np.int64]:
-    """Return the rows of contents whose bundle is in every copy that must have them."""
-    by_digest = {layer.digest: _class_of(title) for title, layer in base.manifest.bundles().items()}
-    of_bundle = np.array([by_digest[digest] for digest in index.bundles], dtype=np.uint8)
-    last = index.first_frame + frame_counts(contents.size[index.content]) - 1
-    # A content goes over several bundles only if they are of one class.
-    rows = index.content[of_bundle[index.bundle[last]] <= contents.classes[index.content]]
-    return np.asarray(rows, dtype=np.int64)
+def _of_frames(index: Index, classes: dict[str, Class]) -> NDArray[np.int64]:
+    """Return with which class each frame travels: int64[f]."""
+    return np.array([classes[one] for one in index.bundles], dtype=np.int64)[index.bundle]
 
 
-def _is_mostly_dead(base: OpenedPack, index: Index, contents: Contents, one: Class) -> bool:
-    digests = [
-        layer.digest for title, layer in base.manifest.bundles().items() if _class_of(title) == one
-    ]
-    ours = np.isin(index.bundle, [index.bundles.index(digest) for digest in digests])
-    used = index.used_frames(contents)
-    total = int(index.stored_bytes[ours].sum())
-    dead = int(index.stored_bytes[ours & ~used].sum())
-    return dead > DEAD_BYTES and dead > MOST_DEAD * total
+def _travel_often_enough(
+    index: Index, contents: Contents, classes: dict[str, Class]
+) -> NDArray[np.int64]:
+    """Return the contents all of whose frames are in every copy that must have them."""
+    ends = index.first_frame + frame_counts(contents.size[index.content])
+    spans = np.stack([index.first_frame, ends], axis=1).ravel()
+    of_frames = np.append(_of_frames(index, classes), Class.BOOT)
+    seldom = np.maximum.reduceat(of_frames, spans)[::2]
+    return index.content[seldom <= contents.classes[index.content]]
+
+
+def _mostly_dead(index: Index, contents: Contents, classes: dict[str, Class]) -> list[Class]:
+    """Return the classes of whose old bundles too much is used by nothing any more."""
+    dead, of_frames = _dead_bytes(index, contents), _of_frames(index, classes)
+    found = []
+    for one in Class:
+        dead_bytes = int(dead[of_frames == one].sum())
+        most = max(DEAD_BYTES, MOST_DEAD * int(index.stored_bytes[of_frames == one].sum()))
+        if dead_bytes > most:
+            found.append(one)
+    return found
+
+
+def _dead_bytes(index: Index, contents: Contents) -> NDArray[np.int64]:
+    """Return about how much of each stored frame is of contents that nobody uses: int64[f].
+
+    By what they take unpacked: a frame that holds one live file among hundreds is mostly dead.
+    """
+    size = contents.size[index.content]
+    single = frame_counts(size) == 1
+    live = np.zeros(len(index.bundle), dtype=np.int64)
+    np.add.at(live, index.first_frame[single], size[single])
+    large = index.of_contents(index.content[~single]).used_frames(contents)
+    live[large] = index.frame_bytes[large]
+    live = np.minimum(live, index.frame_bytes)
+    return index.stored_bytes - index.stored_bytes * live // index.frame_bytes

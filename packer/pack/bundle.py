@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +101,7 @@ def write_bundles(
     read: ReadBlock,
     *,
     wanted: NDArray[np.bool_] | None = None,
-    taken: Sequence[str] = (),
+    taken: Collection[str] = (),
     levels: dict[Class, int],
     jobs: int,
     progress: Callable[[int], None],
@@ -253,9 +254,9 @@ def _compress(frame: Frame, contents: Contents, read: ReadBlock, level: int) -> 
     return compress_within_reason(pieces[0] if len(pieces) == 1 else b"".join(pieces), level)
 
 
-def _title(one: Class, taken: Sequence[str]) -> str:
-    """Return a bundle's title: "boot", "boot-001", …; shared ones are numbered from the first."""
+def _title(one: Class, taken: Collection[str]) -> str:
+    """Return the first free title of a bundle: "boot", "boot-001", …; "shared-000", …"""
     kind = one.name.lower()
-    numbers = [int(t.partition("-")[2] or 0) for t in taken if t.partition("-")[0] == kind]
-    number = max(numbers, default=-1) + 1
-    return kind if number == 0 and one != Class.SHARED else f"{kind}-{number:03d}"
+    first = f"{kind}-000" if one == Class.SHARED else kind
+    titles = chain([first], (f"{kind}-{number:03d}" for number in count(1)))
+    return next(title for title in titles if title not in taken)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyzstd
 from numpy.typing import NDArray
 
-from packer.artifact.contents import Contents
-from packer.artifact.deltas import MAX_DELTA_BYTES, MIN_BASE_BYTES, Deltas, make_patch
+from packer.artifact.contents import Contents, digest_keys
+from packer.artifact.deltas import MAX_DELTA_BYTES, MIN_BASE_BYTES, Deltas, as_base, make_patch
 from packer.artifact.hints import Hints
 from packer.artifact.index import Index, frame_counts
 from packer.artifact.layout.base import BlobWriter
 from packer.artifact.map import Kind, Map
 from packer.artifact.opened import OpenedPack
 from packer.pack.prepare import Prepared
+from packer.progress import Progress
 from packer.sources.base import Bytes, SourceError, Wanted
 from packer.sources.pack import PackSource
 
@@ -48,43 +50,40 @@ def write_deltas(
     prepared: Prepared,
     index: Index,
     new: NDArray[np.bool_],
-    progress: Callable[[int], None],
+    progress: Progress,
 ) -> tuple[Deltas, Gain]:
     """Write patches for new contents into `blob`.
 
     index: where the new pack's contents lie. new: bool[n], contents that are in no bundle of the
     base. A content's base is what the predecessor has at the same path, or, for metadata of file
-    systems, at the same place of the disk. Bases that the base pack does not carry make no delta.
+    systems, at the same place of the disk. Bases that the base pack does not carry make no delta,
+    nor do contents that the predecessor has anywhere: who has its bytes has these.
     """
-    contents = prepared.map.contents
+    contents, held = prepared.map.contents, base.map.contents
     stored = _stored_bytes(index, contents)
-    source = PackSource(f"pack:{base.layout.location}", base.layout, base.map.contents, base.index)
+    unknown = ~np.isin(digest_keys(contents.digest), digest_keys(held.digest))
+    pairs = list(_pairs(base, prepared, new & unknown & (stored >= LEAST_STORED_BYTES)))
+    source = PackSource(f"pack:{base.layout.location}", base.layout, held, base.index)
     rows: list[int] = []
     bases: list[int] = []
     sizes: list[int] = []
-    saved = 0
-    for row, candidate in _pairs(base, prepared, new & (stored >= LEAST_STORED_BYTES)):
-        progress(int(contents.size[row]))
-        old = _read_base(source, base, candidate)
-        if old is None:
-            continue
-        blocks = range(contents.block_count(row))
-        whole = b"".join(prepared.read_block(row, block) for block in blocks)
-        patch = make_patch(old, whole, LEVEL)
-        if len(patch) < WORTH * stored[row]:
-            blob.write(patch)
-            rows.append(row)
-            bases.append(candidate)
-            sizes.append(len(patch))
-            saved += int(stored[row])
-    held = base.map.contents
+    total = sum(int(contents.size[row]) for row, _ in pairs)
+    with progress.stage("making deltas", total) as advance:
+        for row, candidate in pairs:
+            patch = _patch(source, base, candidate, prepared, row)
+            if patch is not None and len(patch) < WORTH * stored[row]:
+                blob.write(patch)
+                rows.append(row)
+                bases.append(candidate)
+                sizes.append(len(patch))
+            advance(int(contents.size[row]))
     deltas = Deltas(
         np.array(rows, dtype=np.int64),
-        held.digest[bases].reshape(-1, held.digest.shape[1]),
+        held.digest[np.array(bases, dtype=np.int64)],
         held.size[np.array(bases, dtype=np.int64)],
         np.array(sizes, dtype=np.int64),
     )
-    return deltas, Gain(len(rows), saved, sum(sizes))
+    return deltas, Gain(len(rows), int(stored[rows].sum()), sum(sizes))
 
 
 def _stored_bytes(index: Index, contents: Contents) -> NDArray[np.int64]:
@@ -95,7 +94,7 @@ def _stored_bytes(index: Index, contents: Contents) -> NDArray[np.int64]:
     plain = np.concatenate([[0], np.cumsum(index.frame_bytes)])
     whole = plain[index.first_frame + count] - plain[index.first_frame]
     found = np.zeros(len(contents), dtype=np.int64)
-    found[index.content] = stored * contents.size[index.content] // np.maximum(whole, 1)
+    found[index.content] = stored * (contents.size[index.content] / whole)
     return found
 
 
@@ -132,16 +131,39 @@ def _names(hints: Hints) -> list[tuple[str, int]]:
     return list(zip(hints.path, hints.file_offset.tolist(), strict=True))
 
 
-def _read_base(source: PackSource, base: OpenedPack, row: int) -> bytes | None:
+def _patch(
+    source: PackSource, base: OpenedPack, candidate: int, prepared: Prepared, row: int
+) -> bytes | None:
+    """Return what makes a content out of one of the base; None when the base does not hold that.
+
+    Nothing of either stays in memory, which is why this is a function of its own.
+    """
+    old = _read_base(source, base, candidate)
+    return None if old is None else make_patch(old, _read_new(prepared, row), LEVEL)
+
+
+def _read_base(source: PackSource, base: OpenedPack, row: int) -> pyzstd.ZstdDict | None:
     """Return a content out of the base's bundles, proven; None when they do not hold it."""
     contents, rows = base.map.contents, np.array([row], dtype=np.int64)
-    blocks: dict[int, bytes] = {}
+    whole = bytearray(int(contents.size[row]))
     try:
-        if len(source.find(Wanted(contents, rows, base.hints), deep=False).rows):
-            for piece in source.fetch(rows):
-                assert isinstance(piece, Bytes)
-                blocks[piece.block] = bytes(piece.data)
+        if len(source.find(Wanted(contents, rows, base.hints), deep=False).rows) == 0:
+            return None
+        for piece in source.fetch(rows):
+            assert isinstance(piece, Bytes)
+            start, end = contents.block_bounds(row, piece.block)
+            whole[start:end] = piece.data
     except SourceError:
         return None
-    whole = b"".join(blocks[number] for number in sorted(blocks))
-    return whole if hashlib.sha256(whole).digest() == bytes(contents.digest[row]) else None
+    right = hashlib.sha256(whole).digest() == bytes(contents.digest[row])
+    return as_base(whole) if right else None
+
+
+def _read_new(prepared: Prepared, row: int) -> bytearray:
+    """Return a content of the new disk."""
+    contents = prepared.map.contents
+    whole = bytearray(int(contents.size[row]))
+    for block in range(contents.block_count(row)):
+        start, end = contents.block_bounds(row, block)
+        whole[start:end] = prepared.read_block(row, block)
+    return whole

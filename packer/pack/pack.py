@@ -20,7 +20,7 @@ from packer.artifact.index import Index, encode_index, no_frames
 from packer.artifact.keys import PrivateKey
 from packer.artifact.layout.base import LayoutWriter
 from packer.artifact.layout.open import create_layout
-from packer.artifact.manifest import Blob, Entry
+from packer.artifact.manifest import Blob, Entry, Manifest
 from packer.artifact.map import Kind, encode_map
 from packer.artifact.opened import OpenedPack
 from packer.artifact.rotation import check_carried
@@ -152,62 +152,20 @@ def pack(
             jobs=options.jobs,
             progress=progress,
         )
-        contents = prepared.map.contents
-        wanted = contents.classes != Class.SHARED if options.thin else contents.classes >= 0
-        published = find_published(prepared, wanted, keep_free=options.keep_free)
-        privacy = sift(published, options.allow)
-        if options.strict:
-            demand_nothing_private(privacy)
-        if options.review:
-            options.review(privacy)
-        carried = _carry_on(options.base, writer, prepared, wanted, progress)
-        wanted = wanted.copy()
-        wanted[carried.index.content] = False
-        with progress.stage("compressing", int(contents.size[wanted].sum())) as advance:
-            titled, index = write_bundles(
-                writer,
-                contents,
-                prepared.hints,
-                prepared.read_block,
-                wanted=wanted,
-                taken=tuple(carried.bundles),
-                levels=options.levels,
-                jobs=options.jobs,
-                progress=advance,
-            )
-        index = carried.index.joined(index)
-        deltas, gain = _make_deltas(options, writer, prepared, index, wanted, progress)
+        classes = prepared.map.contents.classes
+        wanted = classes != Class.SHARED if options.thin else np.ones(len(classes), dtype=bool)
+        privacy = _review(prepared, wanted, options)
+        written = _write_contents(writer, prepared, wanted, options, progress)
         disk.check_unchanged()
-        map_bytes, hint_bytes = encode_map(prepared.map), encode_hints(prepared.hints)
-        config = describe(
-            prepared,
-            options.name,
-            options.version,
-            options.sources,
-            map_bytes,
-            hint_bytes,
-            expires=options.expires,
-        )
-        config_bytes = configs.encode(config)
-        config_blob = writer.add(config_bytes)
-        manifest = manifests.build(
-            config=config_blob,
-            maps=[writer.add(compress(map_bytes, TABLE_LEVEL))],
-            hints=writer.add(compress(hint_bytes, TABLE_LEVEL)),
-            frame_index=writer.add(compress(encode_index(index), TABLE_LEVEL)),
-            signature=writer.add(sign(config_blob.digest, keys)) if keys else None,
-            rotations=[writer.add(data) for data in options.rotations],
-            deltas=deltas,
-            bundles={**carried.bundles, **titled},
-        )
+        config, manifest = _write_tables(writer, prepared, written, options, keys)
         writer.finish([Entry(manifest, config.ref_name)])
     return PackReport(
         Path(output),
-        config_blob.digest,
+        manifest.config.digest,
         config,
         sum(blob.size for blob in manifest.blobs()),
-        {title: blob.size for title, blob in {**carried.bundles, **titled}.items()},
-        sum(blob.size for blob in carried.bundles.values()),
+        {title: blob.size for title, blob in written.bundles.items()},
+        written.carried_bytes,
         prepared.map.bytes_of_kind(Kind.UNUSED),
         prepared.map.bytes_of_kind(Kind.ZERO),
         unlisted_bytes(prepared),
@@ -215,28 +173,64 @@ def pack(
         removed,
         tuple(config.warnings),
         privacy,
-        gain,
+        written.gain,
     )
 
 
-def _make_deltas(
-    options: PackOptions,
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """The contents of a pack, as they lie in the layout. bundles: by title, those of the base
+    first. deltas: (table, patches).
+    """
+
+    bundles: dict[str, Blob]
+    index: Index
+    carried_bytes: int
+    deltas: tuple[Blob, Blob] | None
+    gain: Gain
+
+
+def _review(prepared: Prepared, wanted: NDArray[np.bool_], options: PackOptions) -> Review:
+    """Tell the author what looks private, before anything is packed."""
+    published = find_published(prepared, wanted, keep_free=options.keep_free)
+    privacy = sift(published, options.allow)
+    if options.strict:
+        demand_nothing_private(privacy)
+    if options.review:
+        options.review(privacy)
+    return privacy
+
+
+def _write_contents(
     writer: LayoutWriter,
     prepared: Prepared,
-    index: Index,
-    new: NDArray[np.bool_],
+    wanted: NDArray[np.bool_],
+    options: PackOptions,
     progress: Progress,
-) -> tuple[tuple[Blob, Blob] | None, Gain]:
-    """Write deltas against the base, if that is wanted and there is one that gains anything."""
-    if not options.delta or options.base is None:
-        return None, Gain(0, 0, 0)
-    total = int(prepared.map.contents.size[new].sum())
-    with progress.stage("making deltas", total) as advance, writer.stream() as patches:
-        deltas, gain = write_deltas(patches, options.base, prepared, index, new, advance)
-        if gain.contents == 0:
-            return None, gain
-        table = writer.add(compress(encode_deltas(deltas), TABLE_LEVEL))
-        return (table, patches.finish()), gain
+) -> _Written:
+    """Write the wanted contents: the base's bundles, new ones, patches."""
+    contents = prepared.map.contents
+    carried = _carry_on(options.base, writer, prepared, wanted, progress)
+    new = wanted.copy()
+    new[carried.index.content] = False
+    with progress.stage("compressing", int(contents.size[new].sum())) as advance:
+        titled, index = write_bundles(
+            writer,
+            contents,
+            prepared.hints,
+            prepared.read_block,
+            wanted=new,
+            taken=tuple(carried.bundles),
+            levels=options.levels,
+            jobs=options.jobs,
+            progress=advance,
+        )
+    index = carried.index.joined(index)
+    carried_bytes = sum(blob.size for blob in carried.bundles.values())
+    deltas, gain = None, Gain(0, 0, 0)
+    if options.delta and options.base is not None:
+        deltas, gain = _write_deltas(options.base, writer, prepared, index, new, progress)
+    return _Written({**carried.bundles, **titled}, index, carried_bytes, deltas, gain)
 
 
 def _carry_on(
@@ -247,14 +241,63 @@ def _carry_on(
     progress: Progress,
 ) -> Carried:
     """Copy what is carried on of a base; nothing without one."""
-    contents = prepared.map.contents
     if base is None:
-        return Carried({}, no_frames(), ())
-    asked = Wanted(contents, np.flatnonzero(wanted), prepared.hints)
-    with progress.stage("comparing with the base", int(contents.size[wanted].sum())) as advance:
-        carried = carry_on(base, asked, advance)
-    total = sum(blob.size for blob in carried.bundles.values())
+        return Carried({}, no_frames())
+    asked = Wanted(prepared.map.contents, np.flatnonzero(wanted), prepared.hints)
+    carried = carry_on(base, asked, progress)
+    blobs = list(dict.fromkeys(carried.bundles.values()))
+    total = sum(blob.size for blob in blobs)
+    writer.check_room(blobs)
     with progress.stage("copying from the base", total) as advance:
-        for blob in carried.bundles.values():
+        for blob in blobs:
             writer.copy(base.layout, blob, advance)
     return carried
+
+
+def _write_deltas(
+    base: OpenedPack,
+    writer: LayoutWriter,
+    prepared: Prepared,
+    index: Index,
+    new: NDArray[np.bool_],
+    progress: Progress,
+) -> tuple[tuple[Blob, Blob] | None, Gain]:
+    """Write deltas against the base, if there is one that gains anything."""
+    with writer.stream() as patches:
+        deltas, gain = write_deltas(patches, base, prepared, index, new, progress)
+        if gain.contents == 0:
+            return None, gain
+        table = writer.add(compress(encode_deltas(deltas), TABLE_LEVEL))
+        return (table, patches.finish()), gain
+
+
+def _write_tables(
+    writer: LayoutWriter,
+    prepared: Prepared,
+    written: _Written,
+    options: PackOptions,
+    keys: Sequence[PrivateKey],
+) -> tuple[Config, Manifest]:
+    """Write map, hints, frame index and config, and sign."""
+    map_bytes, hint_bytes = encode_map(prepared.map), encode_hints(prepared.hints)
+    config = describe(
+        prepared,
+        options.name,
+        options.version,
+        options.sources,
+        map_bytes,
+        hint_bytes,
+        expires=options.expires,
+    )
+    blob = writer.add(configs.encode(config))
+    manifest = manifests.build(
+        config=blob,
+        maps=[writer.add(compress(map_bytes, TABLE_LEVEL))],
+        hints=writer.add(compress(hint_bytes, TABLE_LEVEL)),
+        frame_index=writer.add(compress(encode_index(written.index), TABLE_LEVEL)),
+        signature=writer.add(sign(blob.digest, keys)) if keys else None,
+        rotations=[writer.add(data) for data in options.rotations],
+        deltas=written.deltas,
+        bundles=written.bundles,
+    )
+    return config, manifest

@@ -24,7 +24,10 @@ from packer.sources.store import Store
 from packer.transport.registry_reference import is_reference, parse_reference
 
 NETWORK_SCHEMES = ("https", "http", "oci", "apt")
-"""What a pack may recommend by itself: nothing that names a path of this host."""
+
+RECOMMENDED_SCHEMES = ("https", "oci", "apt")
+"""What a pack may recommend by itself: nothing that names a path of this host or a neighbour, no
+server to which anything would go in clear."""
 
 APT_ARCHIVES = Path("/var/cache/apt/archives")
 """Where apt keeps the package files that it has fetched."""
@@ -116,7 +119,7 @@ class SourceOpener:
             except UsageError:
                 raise
             except Error as error:
-                if uri.removeprefix("pack:").partition(":")[0] not in NETWORK_SCHEMES:
+                if uri.partition(":")[0] not in NETWORK_SCHEMES:
                     if isinstance(error.__cause__, InputError):
                         raise InputError(error.message, hint=error.hint) from error
                     raise
@@ -134,7 +137,7 @@ class SourceOpener:
             sources += self._keep([DebSource(APT_ARCHIVES)])
         notes: list[str] = []
         for uri in self._pack.config.sources if self._pack else ():
-            if uri.partition(":")[0] not in NETWORK_SCHEMES:
+            if uri.partition(":")[0] not in RECOMMENDED_SCHEMES:
                 notes.append(f"the pack recommends {uri}, which only a user may name; left out")
             elif not offline:
                 try:
@@ -149,12 +152,14 @@ class SourceOpener:
         Raises UsageError for a URI of no known kind, Error for a source that is not there.
         """
         kind, colon, rest = uri.partition(":")
+        if kind == "pack" and (rest.startswith(("https:", "http:")) or is_reference(rest)):
+            return self.open(rest)
         if kind in ("https", "http"):
             from packer.transport.response import is_address, visible
 
-            if not is_address(uri):
-                raise UsageError(f"{uri}: expected an address like https://host/directory/")
             shown = visible(uri)
+            if not is_address(uri):
+                raise UsageError(f"{shown}: expected an address like https://host/directory/")
             return self._keep([OnDemand(shown, lambda: self._other_pack(shown, uri))])[0]
         if is_reference(uri):
             parse_reference(split_location(uri)[0])

@@ -20,7 +20,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from packer.errors import InUseError
-from packer.survey.block_devices import kernel_text, mounts_of, related_devices, swaps_of
+from packer.survey.block_devices import (
+    backing_file,
+    kernel_text,
+    mounts_of,
+    overlapping_devices,
+    related_devices,
+    swaps_of,
+)
 from packer.survey.child import clean_text
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, len, pid
@@ -151,31 +158,40 @@ def _open_for_writing(fd: int) -> bool:
 
 def _who(status: os.stat_result, otherwise: str) -> str:
     """Return who has the file open, as far as it can be seen."""
-    pids = [pid for pid, _ in _openers(status)]
+    pids = [pid for pid, _, _ in _openers(status)]
     if not pids:
         return otherwise
     return " and ".join(f"process {pid} ({_name(pid)})" for pid in sorted(set(pids)))
 
 
 def _writers(status: os.stat_result) -> list[str]:
-    pids = {pid for pid, writes in _openers(status) if writes}
-    return [f"process {pid} ({_name(pid)}) has it open to write" for pid in sorted(pids)]
+    found = {(pid, what) for pid, what, writes in _openers(status) if writes}
+    return [f"process {pid} ({_name(pid)}) has {what} open to write" for pid, what in sorted(found)]
 
 
-def _openers(status: os.stat_result) -> Iterator[tuple[int, bool]]:
-    """Yield (pid, whether it may write) of other processes with the file open."""
+def _openers(status: os.stat_result) -> Iterator[tuple[int, str, bool]]:
+    """Yield (pid, what, whether it may write) of other processes with the file open.
+
+    what: "it", or "/dev/sdb1", which shares bytes with the device that is asked about.
+    """
+    devices = overlapping_devices(status.st_rdev) if stat.S_ISBLK(status.st_mode) else {}
     for folder in Path("/proc").glob("[0-9]*/fd"):
         pid = int(folder.parent.name)
         if pid == os.getpid():
             continue
         for entry in _listed(folder):
             try:
-                same = _is_same(entry.stat(), status)
-                writes = same and _may_write(pid, entry.name)
+                one = entry.stat()
+                if _is_same(one, status):
+                    what = "it"
+                elif stat.S_ISBLK(one.st_mode) and one.st_rdev in devices:
+                    what = f"/dev/{devices[one.st_rdev]}"
+                else:
+                    continue
+                writes = _may_write(pid, entry.name)
             except OSError:  # closed meanwhile
                 continue
-            if same:
-                yield pid, writes
+            yield pid, what, writes
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -208,10 +224,9 @@ def _name(pid: int) -> str:
 
 def _loop_findings(status: os.stat_result) -> list[str]:
     found = []
-    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
-        device = entry.parents[1]
+    for device in Path("/sys/block").glob("loop*"):
         try:
-            backing = Path(kernel_text(entry).rstrip("\n")).stat()
+            backing = Path(backing_file(device)).stat()
             read_only = kernel_text(device / "ro").strip() == "1"
         except OSError:  # detached meanwhile, or deleted
             continue
@@ -228,6 +243,7 @@ def _device_findings(path: Path, status: os.stat_result) -> list[str]:
     devices = related_devices(name)
     found = [f"it is mounted at {place}" for place in mounts_of(devices)]
     found += swaps_of(status, devices)
+    found = found or _loop_findings(status)
     if found:
         return found
     try:

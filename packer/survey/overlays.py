@@ -5,6 +5,8 @@ they name is opened. Sources: qemu `docs/interop/qcow2.txt`, `docs/interop/qed_s
 `block/qcow.c`, `block/vmdk.c`, `block/vpc.c`, `block/vdi.c`; [MS-VHDX] 2.6.2.6.
 
     qcow, qcow2   big-endian: u64 at 8, u32 at 16: where the name lies and its length
+                  qcow2, version 3: extensions from u32 at 100 on: u32 type, u32 length, data,
+                  filled up to 8 bytes; type 0x44415441: the name of the file that holds the data
     qed           little-endian: bit 0 of u64 at 16: it has one; u32 at 56, u32 at 60: the same
     vmdk          a line parentFileNameHint="…" in its descriptor
     vhd           u32 at 60 of its last sector, big-endian, is 4; its name in UTF-16, big-endian
@@ -37,6 +39,8 @@ _SECTOR_BYTES = 512
 _SNAPSHOT_FOLDER = "Snapshots"  # of VirtualBox, beside the disk
 _PARENT_NAME = re.compile(rb'parentFileNameHint\s*=\s*"([^"\n\r]+)"', re.IGNORECASE)
 _PROTOCOL = re.compile(r"[A-Za-z0-9+.-]+:")
+_QCOW2_EXTENSIONS = 100
+_QCOW2_DATA_FILE = 0x44415441
 _DIFFERENCING = 4
 _VDI = b"\x7f\x10\xda\xbe"
 _VDI_MAGIC = slice(0x40, 0x44)
@@ -103,6 +107,10 @@ class _Base:
         """Return whether a name of this disk stands anywhere in a header."""
         return any(name.encode(encoding, "surrogatepass") in text for name in self.names)
 
+    def is_partial(self, name: str) -> bool:
+        """Return whether an update of this disk has begun a file, which has the guest's bytes."""
+        return name.endswith(".partial") and any(name.startswith(f"{own}.") for own in self.names)
+
     def _is_beside(self, overlay: Path) -> bool:
         for name in self.names:
             try:
@@ -120,6 +128,8 @@ def _look(base: _Base, folder: Path, found: list[Path], unseen: list[str]) -> No
                 unseen.append(f"{folder} holds more than {MOST_FILES:,} files")
                 return
             path = folder / entry.name
+            if base.is_partial(entry.name):
+                continue
             try:
                 if entry.is_file() and _stands_on(base, path):
                     found.append(path)
@@ -152,6 +162,7 @@ def _parents(path: Path, head: bytes) -> Iterator[str]:
     place = length = 0
     if head.startswith(b"QFI\xfb"):
         place, length = int.from_bytes(head[8:16], "big"), int.from_bytes(head[16:20], "big")
+        yield from _data_files(head)
     elif head.startswith(b"QED\0") and any(byte & 1 for byte in head[16:17]):
         place, length = int.from_bytes(head[56:60], "little"), int.from_bytes(head[60:64], "little")
     elif head.startswith((b"KDMV", b"COWD", b"#")):
@@ -159,6 +170,21 @@ def _parents(path: Path, head: bytes) -> Iterator[str]:
             yield os.fsdecode(name)
     if place and place < _MAX_PLACE:
         yield from _names_in(_read(path, place, min(length, _MAX_NAME_BYTES)))
+
+
+def _data_files(head: bytes) -> Iterator[str]:
+    """Yield in what other file an image that begins with `head` keeps its data."""
+    if head[4:8] != b"\0\0\0\3":
+        return
+    place = int.from_bytes(head[_QCOW2_EXTENSIONS : _QCOW2_EXTENSIONS + 4], "big")
+    while 0 < place <= len(head) - 8:
+        kind = int.from_bytes(head[place : place + 4], "big")
+        length = int.from_bytes(head[place + 4 : place + 8], "big")
+        if kind == 0:
+            return
+        if kind == _QCOW2_DATA_FILE:
+            yield from _names_in(head[place + 8 : place + 8 + min(length, _MAX_NAME_BYTES)])
+        place += 8 + -(-length // 8) * 8
 
 
 def _names_in(named: bytes) -> Iterator[str]:
@@ -173,8 +199,10 @@ def _names_in(named: bytes) -> Iterator[str]:
         return
     while todo:
         value = todo.pop()
-        if isinstance(value, dict):
-            todo += [one for one in value.values() if isinstance(one, dict)]
+        if isinstance(value, list):
+            todo += value
+        elif isinstance(value, dict):
+            todo += value.values()
             yield from (
                 one
                 for key, one in value.items()

@@ -62,6 +62,14 @@ class Attempts:
     limit: int
     count: int = 0
 
+    def until_done(self, once: Callable[[], _Result]) -> _Result:
+        """Return what `once` returns, after as many attempts as it takes."""
+        while True:
+            try:
+                return once()
+            except Transient as error:
+                self.failed(error)
+
     def failed(self, error: Transient) -> None:
         """Wait before the next attempt. Raises TransportError when there is none left."""
         self.count += 1
@@ -80,7 +88,7 @@ class Attempts:
 class _Ended:
     """A job has given all its results; or why not."""
 
-    error: TransportError | None = None
+    error: Exception | None = None
 
 
 def in_parallel(
@@ -92,7 +100,7 @@ def in_parallel(
 ) -> Generator[_Result, None, None]:
     """Yield what `work` yields for each job, in any order, from several threads.
 
-    Raises the first TransportError of any of them; the others are called off then.
+    Raises the first error of any of them; the others are called off then.
     """
     todo: queue.SimpleQueue[_Job] = queue.SimpleQueue()
     for job in jobs:
@@ -111,7 +119,7 @@ def in_parallel(
                 for result in work(job):
                     _put(done, result, call)
                 _put(done, _Ended(), call)
-            except TransportError as error:
+            except Exception as error:  # noqa: BLE001 - raised in the caller's thread
                 _put(done, _Ended(error), call)
                 return
 

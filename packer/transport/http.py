@@ -178,11 +178,7 @@ class Client:
     def _open(self, url: str, start: int, end: int | None, call: Call) -> Body:
         """Return an answer with right headers, after as many attempts as it takes."""
         attempts = self._attempts(url, call)
-        while True:
-            try:
-                return self._open_once(url, start, end, call)
-            except Transient as error:
-                attempts.failed(error)
+        return attempts.until_done(lambda: self._open_once(url, start, end, call))
 
     def _open_once(self, url: str, start: int, end: int | None, call: Call) -> Body:
         if call.stopped.is_set():

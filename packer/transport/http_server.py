@@ -43,7 +43,7 @@ LINGER_SECONDS, LINGER_BYTES = 2.0, 4 << 20
 CHUNK_BYTES = 1 << 16
 
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) (/[!-~]{0,1000}) HTTP/1\.1")
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}):[ \t]*([\x20-\x7e\t]*)")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}):([\x20-\x7e\t]*)")
 _LENGTH = re.compile(r"[0-9]{1,12}")
 
 

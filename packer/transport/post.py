@@ -9,18 +9,17 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
 from packer.transport.calls import Attempts, Call
 from packer.transport.response import (
-    Body,
     ForbiddenError,
     OneHostSession,
-    Transient,
     TransportError,
     checked_status,
-    content_length,
+    plain_body,
     send_once,
     visible,
 )
@@ -56,7 +55,7 @@ class Poster:
         self._attempts = attempts
         self._back_off_seconds = back_off_seconds
         self._timeout_seconds = timeout_seconds
-        self._session = _DirectSession(connections, token, certificate)
+        self._session = _Session(connections, url, token, certificate)
         self._lock = threading.Lock()
         self._calls: set[Call] = set()
 
@@ -67,11 +66,7 @@ class Poster:
             self._calls.add(call)
         attempts = Attempts(self.url, call, self._back_off_seconds, self._attempts)
         try:
-            while True:
-                try:
-                    return self._post_once(path, data, most_bytes, call)
-                except Transient as error:
-                    attempts.failed(error)
+            return attempts.until_done(lambda: self._post_once(path, data, most_bytes, call))
         finally:
             call.stop()
             with self._lock:
@@ -92,29 +87,31 @@ class Poster:
         headers = {"Content-Type": "application/octet-stream"}
         response = send_once(self._session, url, headers, self._timeout_seconds, "POST", data)
         try:
-            length = _length(checked_status(response, url, _ACCEPTED), url, most_bytes)
+            checked_status(response, url, _ACCEPTED)
+            body = plain_body(response, url)
         except ForbiddenError as error:
             raise ForbiddenError(str(error), hint="is the token that of this server?") from error
-        body = Body(url, response, 0, length, length, False, "")
+        except TransportError:
+            response.close()
+            raise
         call.opened(body)
         try:
-            return _whole(body, length)
+            return body.whole(most_bytes)
         finally:
             call.closed(body)
 
 
-class _DirectSession(OneHostSession):
+class _Session(OneHostSession):
     """A session with one server, whose token goes with every request."""
 
-    def __init__(self, connections: int, token: str, certificate: Path | None) -> None:
-        super().__init__(connections)
+    def __init__(self, connections: int, url: str, token: str, certificate: Path | None) -> None:
+        super().__init__(connections, direct_host=urlsplit(url).hostname or "")
         self._certificate = certificate
         self.auth: Callable[[requests.PreparedRequest], requests.PreparedRequest] = _Bearer(token)
 
     def merge_environment_settings(self, *arguments: Any, **options: Any) -> Any:
         """Return the settings of one request; of the environment only whom to believe."""
         settings = super().merge_environment_settings(*arguments, **options)
-        settings["proxies"] = {}
         if self._certificate is not None:
             settings["verify"] = str(self._certificate)
         return settings
@@ -129,28 +126,3 @@ class _Bearer(requests.auth.AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = self._value
         return request
-
-
-def _length(response: requests.Response, url: str, most_bytes: int) -> int:
-    try:
-        length = content_length(response, url)
-        if length is None or length > most_bytes:
-            raise TransportError(
-                f"{visible(url)}: expected an answer of at most {most_bytes} bytes, found "
-                + ("one without a length" if length is None else f"{length}")
-            )
-    except BaseException:
-        response.close()
-        raise
-    return length
-
-
-def _whole(body: Body, length: int) -> bytes:
-    data = bytearray()
-    for chunk in body.chunks():
-        data += chunk
-        if len(data) > length:
-            raise TransportError(f"{visible(body.url)}: more bytes than the headers announce")
-    if len(data) < length:
-        raise Transient(f"the connection ended at byte {len(data)} of {length}")
-    return bytes(data)

@@ -14,7 +14,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import msgspec
@@ -24,11 +23,12 @@ from requests.auth import AuthBase
 from packer.transport.credentials import Credentials
 from packer.transport.response import (
     MAX_URL_CHARACTERS,
-    Body,
     ForbiddenError,
     OneHostSession,
     Transient,
     TransportError,
+    may_pass,
+    plain_body,
     retry_after,
     send_once,
     visible,
@@ -86,6 +86,7 @@ class Authenticator:
 
     registry: its origin, "https://host:port". scopes: what tokens are asked for
     ("repository:team/demo:pull"). find: looks the credentials up when they are needed first.
+    direct_host: is asked for tokens through no proxy.
     """
 
     def __init__(
@@ -94,12 +95,14 @@ class Authenticator:
         scopes: Sequence[str],
         find: Callable[[], Credentials | None],
         timeout_seconds: tuple[float, float],
+        *,
+        direct_host: str = "",
     ) -> None:
         self._registry = registry
         self._scopes = list(scopes)
         self._find = find
         self._timeout_seconds = timeout_seconds
-        self._session = OneHostSession(1)
+        self._session = OneHostSession(1, direct_host=direct_host)
         self._session.auth = NoAuth()
         self._lock = threading.Lock()
         self._credentials: Credentials | None = None
@@ -222,7 +225,7 @@ class Authenticator:
         response = send_once(self._session, url, headers, self._timeout_seconds, method, data)
         try:
             self._check_status(response, url)
-            text = read_bounded(response, url, MAX_TOKEN_ANSWER_BYTES)
+            text = plain_body(response, url).whole(MAX_TOKEN_ANSWER_BYTES)
         finally:
             response.close()
         try:
@@ -238,7 +241,7 @@ class Authenticator:
             raise ForbiddenError(
                 f"{visible(url)}: gives no token {self.user()}: {status}", hint=LOGIN_HINT
             )
-        if status in (408, 425, 429) or status >= 500:
+        if may_pass(status):
             raise Transient(f"{visible(url)} answers {status}", retry_after(response))
         # A redirect, too: nobody's password goes where an answer points to.
         raise TransportError(f"{visible(url)}: expected a token, found status {status}")
@@ -247,22 +250,6 @@ class Authenticator:
 LOGIN_HINT = (
     "log in with 'skopeo login HOST' (or podman, docker, oras); vmpack reads what they write"
 )
-
-
-def read_bounded(response: requests.Response, url: str, max_bytes: int) -> bytes:
-    """Return the body of an answer that has at most `max_bytes`, in bounded time.
-
-    Raises TransportError when it is longer, Transient when it breaks off or stalls.
-    """
-    length: Any = response.headers.get("Content-Length", "")
-    data = bytearray()
-    for chunk in Body(url, response, 0, None, None, False, "").chunks():
-        data += chunk
-        if len(data) > max_bytes:
-            raise TransportError(f"{visible(url)}: expected at most {max_bytes} bytes, found more")
-    if length.isascii() and length.isdigit() and len(length) < 20 and len(data) < int(length):
-        raise Transient(f"the connection ended at byte {len(data)} of {length}")
-    return bytes(data)
 
 
 def _basic(found: Credentials) -> str:

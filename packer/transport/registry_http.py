@@ -18,7 +18,7 @@ from packer.text import printable
 from packer.transport.calls import Attempts, Call
 from packer.transport.credentials import find_credentials
 from packer.transport.http import ATTEMPTS, BACK_OFF_SECONDS, TIMEOUT_SECONDS, Client
-from packer.transport.registry_auth import LOGIN_HINT, Authenticator, NoAuth, read_bounded
+from packer.transport.registry_auth import LOGIN_HINT, Authenticator, NoAuth
 from packer.transport.registry_reference import Reference
 from packer.transport.response import (
     MAX_REDIRECTS,
@@ -27,7 +27,9 @@ from packer.transport.response import (
     OneHostSession,
     Transient,
     TransportError,
+    may_pass,
     origin,
+    plain_body,
     redirected,
     retry_after,
     send_once,
@@ -81,21 +83,18 @@ class _Session(OneHostSession):
     """A session that meets the registry's challenges, and has nothing for other hosts."""
 
     def __init__(
-        self, connections: int, registry: str, authenticator: Authenticator, *, direct: bool
+        self, connections: int, registry: str, authenticator: Authenticator, direct_host: str
     ) -> None:
-        super().__init__(connections)
+        super().__init__(connections, direct_host=direct_host)
         self.auth = NoAuth()
         self._registry = _place(registry)
         self._authenticator = authenticator
-        self._direct = direct
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """Return the answer to a request; a refusal of our credentials raises ForbiddenError."""
         url = request.url or ""
         if _place(url) != self._registry:
             return self._send_elsewhere(request, **options)
-        if self._direct:
-            options["proxies"] = {}
         header = self._authenticator.header()
         response = self._send_as(header, request, **options)
         if response.status_code == 401:
@@ -150,15 +149,16 @@ class RegistryHttp:
         self._back_off_seconds = back_off_seconds
         self._timeout_seconds = timeout_seconds
         self.root = _root(reference, timeout_seconds)
+        # No proxy stands between this host and itself; it would read what is sent without TLS.
+        direct_host = (urlsplit(self.root).hostname or "") if reference.loopback else ""
         self._authenticator = Authenticator(
             self.root,
             scopes,
             lambda: find_credentials(reference.host, reference.repository),
             timeout_seconds,
+            direct_host=direct_host,
         )
-        self._session = _Session(
-            connections, self.root, self._authenticator, direct=reference.loopback
-        )
+        self._session = _Session(connections, self.root, self._authenticator, direct_host)
         self.client = Client(
             connections=connections,
             attempts=attempts,
@@ -188,12 +188,9 @@ class RegistryHttp:
 
         Raises NotFoundError, ForbiddenError, RefusedError, TransportError.
         """
-        attempts = self.attempts(url)
-        while True:
-            try:
-                return self.exchange_once(method, url, headers, data, max_bytes=max_bytes)
-            except Transient as error:
-                attempts.failed(error)
+        return self.attempts(url).until_done(
+            lambda: self.exchange_once(method, url, headers, data, max_bytes=max_bytes)
+        )
 
     def exchange_once(
         self,
@@ -210,7 +207,7 @@ class RegistryHttp:
         )
         try:
             _check_status(response, url)
-            body = b"" if method == "HEAD" else read_bounded(response, url, max_bytes)
+            body = b"" if method == "HEAD" else plain_body(response, url).whole(max_bytes)
             return Answer(response.status_code, url, response.headers, body)
         finally:
             response.close()
@@ -260,7 +257,8 @@ def reason_of(response: requests.Response, url: str) -> str:
     """
     reason = f"{response.status_code} {printable(response.reason or '')[:80]}".rstrip()
     try:
-        found = msgspec.json.decode(read_bounded(response, url, MAX_ERROR_BYTES), type=_Errors)
+        text = plain_body(response, url).whole(MAX_ERROR_BYTES)
+        found = msgspec.json.decode(text, type=_Errors)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Transient, TransportError):
         return reason
     for one in found.errors[:1]:
@@ -292,7 +290,7 @@ def _check_status(response: requests.Response, url: str) -> None:
     shown = f"{visible(url)}: {reason}"
     if status in (404, 410):
         raise NotFoundError(shown)
-    if status in (408, 425, 429) or (status >= 500 and status != 501):
+    if may_pass(status) and status != 501:
         raise Transient(reason, retry_after(response))
     raise RefusedError(shown)
 
@@ -308,9 +306,8 @@ def _root(reference: Reference, timeout_seconds: tuple[float, float]) -> str:
         return plain
     if not reference.loopback:
         return secure
-    with OneHostSession(1) as session:
+    with OneHostSession(1, direct_host=urlsplit(plain).hostname or "") as session:
         session.auth = NoAuth()
-        session.trust_env = False  # no proxy stands between this host and itself
         try:
             response = send_once(session, f"{plain}/v2/", {}, timeout_seconds)
         except (Transient, TransportError):

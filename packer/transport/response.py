@@ -30,6 +30,7 @@ MAX_URL_CHARACTERS = 8000
 """As much as servers accept (RFC 9110, 4.1)."""
 
 MAX_REASON_CHARACTERS = 80
+MAX_CAUSE_CHARACTERS = 200
 
 MAX_OFFSET_BYTES = 1 << 62
 """Larger lengths and offsets in headers are nonsense."""
@@ -45,6 +46,7 @@ _ONE = frozenset({200, 206, 416})
 _SEVERAL = _ONE | {400, 413, 414, 431, 501}
 """The same for several ranges, which not every server understands."""
 
+_NOT_SHOWN = re.compile(r"(?<=//)[^/]*@|[?#].*", re.DOTALL)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 _UNSATISFIED = re.compile(r"bytes \*/(\d{1,19})", re.ASCII)
 
@@ -106,6 +108,25 @@ class Body:
                     raise Transient(f"only {received} bytes in {waited_seconds:.0f} s")
                 waited_seconds, received = 0.0, 0
 
+    def whole(self, max_bytes: int) -> bytes:
+        """Return the whole body, read from its start.
+
+        Raises TransportError when it is longer than `max_bytes`, Transient when it breaks off.
+        """
+        too_long = TransportError(
+            f"{visible(self.url)}: expected a body of at most {max_bytes} bytes, found more"
+        )
+        if self.end is not None and self.end > max_bytes:
+            raise too_long
+        data = bytearray()
+        for chunk in self.chunks():
+            data += chunk
+            if len(data) > max_bytes:
+                raise too_long
+        if self.end is not None and len(data) != self.end:
+            raise Transient(f"the connection ended at byte {len(data)} of {self.end}")
+        return bytes(data)
+
     def check_finished(self) -> None:
         """Raise TransportError when more follows than the headers announced."""
         if self.response.status_code == 206 and self._read(1):
@@ -140,10 +161,12 @@ class OneHostSession(requests.Session):
 
     requests reads the whole body of a redirect, however long, even when it is told not to follow
     it (Session.send, 2.34); so redirects are followed in `send` below.
+    direct_host: is spoken to without a proxy, whatever the environment says.
     """
 
-    def __init__(self, connections: int) -> None:
+    def __init__(self, connections: int, *, direct_host: str = "") -> None:
         super().__init__()
+        self._direct_host = direct_host
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.headers.update({"Accept-Encoding": "identity", "User-Agent": "vmpack"})
         adapter = deadline.Adapter(pool_maxsize=connections, max_retries=0)
@@ -154,13 +177,22 @@ class OneHostSession(requests.Session):
         """Follow nothing, read nothing."""
         return iter(())
 
+    def merge_environment_settings(
+        self, url: str | bytes | None, *arguments: Any, **options: Any
+    ) -> Any:
+        """Return the settings of one request: what the environment says, but for `direct_host`."""
+        settings = super().merge_environment_settings(url, *arguments, **options)
+        if self._direct_host and urlsplit(str(url)).hostname == self._direct_host:
+            settings["proxies"] = {}
+        return settings
+
 
 def visible(url: str) -> str:
     """Return the URL as it may be shown: without user name, password, query, control characters."""
     try:
         parts = urlsplit(url)
     except ValueError:  # no URL at all
-        return printable(url)
+        return printable(_NOT_SHOWN.sub("", url))
     host = parts.netloc.rpartition("@")[2]
     return printable(urlunsplit((parts.scheme, host, parts.path, "", "")))
 
@@ -232,13 +264,16 @@ def send_once(
         )
     except requests.exceptions.SSLError as error:
         raise TransportError(
-            f"{visible(url)}: no trusted connection: {error}",
+            f"{visible(url)}: no trusted connection: {_cause(error)}",
             hint="REQUESTS_CA_BUNDLE names the certificates that are accepted",
         ) from error
     except (requests.ConnectionError, requests.Timeout) as error:
         raise Transient(_cause(error)) from error
-    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-        raise TransportError(f"{visible(url)}: {error}") from error
+    except (requests.exceptions.InvalidURL, urllib3.exceptions.LocationValueError) as error:
+        # What it says may be the whole address with its password, or that of the proxy.
+        raise TransportError(f"{visible(url)}: this, or its proxy, is no address") from error
+    except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:
+        raise TransportError(f"{visible(url)}: {_cause(error)}") from error
 
 
 def _cause(error: BaseException) -> str:
@@ -246,7 +281,7 @@ def _cause(error: BaseException) -> str:
     seen = error
     while (inner := seen.__cause__ or seen.__context__) is not None:
         seen = inner
-    return str(seen) or type(seen).__name__
+    return printable(str(seen) or type(seen).__name__)[:MAX_CAUSE_CHARACTERS]
 
 
 def redirected(url: str, location: str) -> str:
@@ -281,9 +316,14 @@ def checked_status(
         raise NotFoundError(shown, hint="check the address")
     if status in (401, 403, 407):
         raise ForbiddenError(shown, hint="~/.netrc may hold the user name and password of a host")
-    if status in (408, 425, 429) or status >= 500:
+    if may_pass(status):
         raise Transient(reason, retry_after(response))
     raise TransportError(shown)
+
+
+def may_pass(status: int) -> bool:
+    """Return whether the same request may succeed after an answer with this status."""
+    return status in (408, 425, 429) or status >= 500
 
 
 def retry_after(response: requests.Response) -> float | None:
@@ -360,7 +400,7 @@ def _check_identity(response: requests.Response, url: str) -> None:
 
 def _checked_body(response: requests.Response, url: str, start: int, end: int | None) -> Body:
     _check_identity(response, url)
-    length = content_length(response, url)
+    length = _content_length(response, url)
     etag = response.headers.get("ETag", "")[:256]
     if response.status_code == 416:
         found = _UNSATISFIED.fullmatch(response.headers.get("Content-Range", ""))
@@ -383,7 +423,13 @@ def _checked_body(response: requests.Response, url: str, start: int, end: int | 
     return Body(url, response, first, last + 1, total, True, etag)
 
 
-def content_length(response: requests.Response, url: str) -> int | None:
+def plain_body(response: requests.Response, url: str) -> Body:
+    """Return the body of an answer that is no part of a file. Raises TransportError."""
+    length = _content_length(response, url)
+    return Body(url, response, 0, length, length, False, "")
+
+
+def _content_length(response: requests.Response, url: str) -> int | None:
     """Return how long the body is to be, bytes, or None when the headers do not say."""
     value = response.headers.get("Content-Length")
     if value is None:

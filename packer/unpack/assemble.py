@@ -63,6 +63,8 @@ class Assembler:
         bounds = np.stack([self.map.start, self.map.end], axis=1)
         empty = union(bounds[self.map.kind != Kind.CONTENT])
         filled = intersect(self.output.data_ranges(), empty)
+        if len(filled) == 0:
+            return
         with progress.stage("clearing", total(filled)) as advance:
             for low, high in filled.tolist():
                 for start in range(low, high, CLEAR_BYTES):

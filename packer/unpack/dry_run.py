@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from packer.artifact.opened import OpenedPack
 from packer.sources.against import prove
 from packer.sources.base import Offers, Provable, Source, SourceError, Wanted
+from packer.sources.delta import delta_sources
 from packer.unpack.gather import is_dear, is_worth_a_search, tiers
 from packer.unpack.plan import Plan, choose
 from packer.unpack.unpack import carrier_of, path_of
@@ -51,6 +52,7 @@ class _DryRun:
         self._complaints: list[str] = []
         carrier = carrier_of(pack)
         self._searched = False
+        sources = [*sources, *delta_sources(pack, sources)]
         self._named_local, self._near, self._far = tiers(sources)
         self._local = [*self._named_local, *([carrier] if carrier.local else [])]
         if not carrier.local:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -19,6 +20,7 @@ from packer.clone import Cloner
 from packer.durable import sync_directory
 from packer.errors import Error, InUseError, UsageError
 from packer.file_system import file_system_type
+from packer.survey.in_use import refuse_if_replaced_under_somebody
 from packer.unpack import settled
 
 _FALLOC_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
@@ -29,13 +31,16 @@ WRITE_BACK_BYTES = 32 << 20
 """After this much was written the medium begins to take it, so that the last flush is short."""
 
 
+_ACCESS_LIST = "system.posix_acl_access"  # acl(5); a new file may have got its folder's
+_ATTRIBUTES = (_ACCESS_LIST, "security.selinux")
+
 _OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Target(Protocol):
     """A disk that contents are put into, by several threads at once; offsets and lengths in bytes.
 
-    resumed: whether it may hold something already. keeps_times: see settled.py; files whose blocks
+    resumed: whether it may hold contents already. keeps_times: see settled.py; files whose blocks
     are shared lie on the same file system. shared_fd: an open file that other files can share
     blocks with; None if bytes must be copied.
     """
@@ -62,7 +67,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """The file whose name a new disk takes over.
+    """The file whose name a new disk takes over, and its lists of access and attributes.
 
     status: its mode and owner are those of the new one. check: called right before the rename;
     raises Error when the old file must stay after all.
@@ -82,12 +87,12 @@ class Output:
     def __init__(
         self, path: Path, size: int, *, force: bool = False, replaced: Replaced | None = None
     ) -> None:
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; name the file to write")
         self.path = path
         self.partial = path.with_name(path.name + ".partial")
         self.size = size
         self._cloner = Cloner()
-        if path.is_dir():
-            raise UsageError(f"{path}: is a folder; name the file to write")
         self._force = force or replaced is not None
         self._replaced = replaced
         self._unflushed_bytes = 0
@@ -195,13 +200,17 @@ class Output:
             os.close(fd)
 
     def _keep_owner(self, fd: int) -> None:
-        """Give an open file mode and owner of the file that it replaces, if it replaces one."""
+        """Give an open file mode, owner and attributes of the file that it replaces, if it replaces
+        one. Its owner may write to it until it is finished, so that another run can go on.
+        """
         if self._replaced is None:
             return
         status = self._replaced.status
         try:
             os.fchown(fd, status.st_uid, status.st_gid)
-            os.fchmod(fd, stat.S_IMODE(status.st_mode))  # last: a change of owner clears bits
+            _copy_attributes(self.path, fd)
+            # Last: a change of owner clears bits, and a list of access changes them.
+            os.fchmod(fd, stat.S_IMODE(status.st_mode) | stat.S_IRUSR | stat.S_IWUSR)
         except OSError as error:
             raise Error(
                 f"{self.path} belongs to user {status.st_uid} and group {status.st_gid}; "
@@ -210,19 +219,30 @@ class Output:
             ) from error
 
     def _rename(self, finished: Path, fd: int) -> None:
+        try:
+            if self._replaced is not None:
+                os.fchmod(fd, stat.S_IMODE(self._replaced.status.st_mode))
+            os.fsync(fd)
+        except OSError as error:
+            raise _cannot_write(finished, error) from error
+        # After the flush, which can take minutes, and right before the rename.
         self._refuse_existing()  # somebody else's disk may have got the name meanwhile
         if self._replaced is not None:
             self._replaced.check()
         try:
-            os.fsync(fd)
             finished.replace(self.path)
             sync_directory(self.path.parent)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
     def _refuse_existing(self) -> None:
-        if self.path.exists() and not self._force:
+        if not self.path.exists():
+            return
+        if not self._force:
             raise UsageError(f"{self.path}: exists already", hint="--force replaces it")
+        if self._replaced is None and self.path.is_file() and not self.path.is_symlink():
+            with contextlib.suppress(PermissionError):  # then nobody can tell
+                refuse_if_replaced_under_somebody(self.path)
 
     def discard(self) -> None:
         """Remove the partial file."""
@@ -237,6 +257,29 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _copy_attributes(path: Path, fd: int) -> None:
+    """Give an open file the list of access of another one, or none, its label and attributes.
+
+    Raises OSError when the list of access cannot be had: others could read or write the file.
+    """
+    names = [one for one in _attributes(path) if one in _ATTRIBUTES or one.startswith("user.")]
+    if _ACCESS_LIST not in names and _ACCESS_LIST in _attributes(fd):
+        os.removexattr(fd, _ACCESS_LIST)
+    for name in names:
+        try:
+            os.setxattr(fd, name, os.getxattr(path, name))
+        except OSError:
+            if name == _ACCESS_LIST:
+                raise
+
+
+def _attributes(file: Path | int) -> list[str]:
+    try:
+        return os.listxattr(file)
+    except OSError:  # the file system has none
+        return []
 
 
 def write_at(fd: int, offset: int, data: bytes | memoryview) -> None:

@@ -15,9 +15,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import msgspec
@@ -46,6 +48,7 @@ TICK_NS = 20_000_000
 
 _MAP_LEVEL = 9
 _Stamp = tuple[int, int, int, int, int]
+_Container = Literal["raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi", "parallels"]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,7 +59,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     schema: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
     path: str
-    container: str
+    container: _Container
     stamp: _Stamp
     identity: Digest
     name: Name
@@ -87,15 +90,15 @@ class DiskRecords:
         self._folder = folder or host.data_dir() / "disks"
 
     def find(self, disk: Path) -> Record | None:
-        """Return what is known of a disk: by its path, or by its file if that was moved."""
+        """Return what is known of a disk: of its file, should that have been moved, or its path."""
         real = disk.resolve()
         record = _load(self._record_of(real))
-        if record is not None:
-            return record
         with contextlib.suppress(OSError):
             same = stamp_of(real.stat())[:-1]  # a file that is moved gets another ctime
-            return next((one for _, one in self._all() if one.stamp[:-1] == same), None)
-        return None
+            if record is None or record.stamp[:-1] != same:
+                moved = (one for _, one in self._all() if one.stamp[:-1] == same)
+                return next(moved, record)
+        return record
 
     def map_of(self, record: Record) -> Map | None:
         """Return the map of what a disk was, None when it is not kept or is damaged."""
@@ -111,7 +114,7 @@ class DiskRecords:
             real = disk.resolve(strict=True)
             record = Record(
                 path=quote_from_bytes(os.fsencode(real)),
-                container=container,
+                container=msgspec.convert(container, _Container),
                 stamp=stamp_of(real.stat()),
                 identity=pack.config_digest,
                 name=pack.config.name,
@@ -127,15 +130,14 @@ class DiskRecords:
         return ""
 
     def _record_of(self, real: Path) -> Path:
-        return self._folder / "records" / f"{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
+        return self._folder / "records" / _name_of(os.fsencode(real))
 
     def _pack_of(self, identity: str) -> Path:
         return self._folder / "packs" / f"{identity.removeprefix('sha256:')}.vmpack"
 
     def _all(self) -> Iterator[tuple[Path, Record]]:
         """Yield all records that can be read and their files, what was written last first."""
-        found = list((self._folder / "records").glob("*.json"))
-        found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        found = sorted((self._folder / "records").glob("*.json"), key=_age_ns)
         for path in found:
             record = _load(path)
             if record is not None:
@@ -153,11 +155,17 @@ class DiskRecords:
             writer.finish([Entry(manifest, pack.config.ref_name)])
 
     def _collect(self) -> None:
-        """Remove records that cannot be read or whose disk is gone, and packs without a record."""
+        """Remove records that cannot be read or whose disk is gone, packs without a record, and
+        what killed runs have left.
+        """
         kept = [(path, one) for path, one in self._all() if not _is_gone(one)][:MOST_RECORDS]
         paths = {path for path, _ in kept} | {self._pack_of(one.identity) for _, one in kept}
-        for found in (*self._folder.glob("records/*.json"), *self._folder.glob("packs/*.vmpack")):
-            if found not in paths:
+        for found in (*self._folder.glob("records/*"), *self._folder.glob("packs/*")):
+            if found in paths:
+                continue
+            if found.is_dir() and not found.is_symlink():
+                shutil.rmtree(found, ignore_errors=True)
+            else:
                 found.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -175,16 +183,41 @@ class DiskRecords:
 def _is_gone(record: Record) -> bool:
     """Return whether a disk was deleted; one on a medium that is not here now was not."""
     path = Path(os.fsdecode(unquote_to_bytes(record.path)))
-    return path.parent.is_dir() and not path.exists()
+    try:
+        if stamp_of(path.parent.stat())[0] != record.stamp[0]:  # nothing is mounted there now
+            return False
+        path.lstat()
+    except FileNotFoundError:
+        return path.parent.is_dir()
+    except OSError:
+        return False
+    return False
 
 
 def _load(path: Path) -> Record | None:
+    """Return a record, None when there is none of that name or it is damaged."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
         with path.open("rb") as file:
             data = file.read(MAX_RECORD_BYTES + 1)
-        return strict_json.decode(data, Record, str(path), MAX_RECORD_BYTES)
+        record = strict_json.decode(data, Record, str(path), MAX_RECORD_BYTES)
     except (OSError, Error):
         return None
+    return record if _name_of(unquote_to_bytes(record.path)) == path.name else None
+
+
+def _name_of(path: bytes) -> str:
+    """Return the name of the record of a disk."""
+    return f"{hashlib.sha256(path).hexdigest()}.json"
+
+
+def _age_ns(path: Path) -> int:
+    """Return what sorts files, those that were written last first, those that are gone last."""
+    try:
+        return -path.stat().st_mtime_ns
+    except OSError:
+        return 1
 
 
 def _save(path: Path, record: Record) -> None:

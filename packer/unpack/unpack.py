@@ -18,7 +18,7 @@ from packer.artifact.opened import OpenedPack
 from packer.errors import Error, MissingError, UsageError
 from packer.progress import Progress, Silent
 from packer.sources.base import Source, SourceError
-from packer.sources.delta import DeltaSource
+from packer.sources.delta import delta_sources
 from packer.sources.pack import PackSource
 from packer.sources.store import Store
 from packer.unpack.assemble import Assembler
@@ -121,7 +121,7 @@ def fill(
     """
     assembler = Assembler(pack.map, target, jobs)
     resumed = resume(assembler, target, progress)
-    sources = [*sources, *_delta_sources(pack, sources)]
+    sources = [*sources, *delta_sources(pack, sources)]
     gathering = gather(assembler, lambda: pack.hints, carrier_of(pack), sources, progress)
     if store is not None:
         _keep_fetched(store, gathering, assembler)
@@ -131,26 +131,16 @@ def fill(
 
 
 def resume(assembler: Assembler, target: Target, progress: Progress) -> int:
-    """Take up what an interrupted run has left in a target; return its bytes that are proven."""
+    """Take up what an interrupted run has left in a target; return its bytes that are proven.
+
+    What must be zeros becomes so in any case: a device seems blank if both of its ends are.
+    """
+    assembler.clear_rest(progress)
     if not target.resumed:
         return 0
-    assembler.clear_rest(progress)
     total = int(assembler.map.contents.size.sum())
     with progress.stage("resuming", total) as advance:
         return assembler.take_up(advance)
-
-
-def _delta_sources(pack: OpenedPack, sources: Sequence[Source]) -> list[Source]:
-    """Return the pack's deltas as a source; none if all of the pack is here anyhow.
-
-    They are applied to what sources on this host have of the predecessor.
-    """
-    layers = pack.manifest.deltas() if pack.layout.remote else None
-    bases = [source for source in sources if source.local]
-    if layers is None or pack.deltas is None or not bases:
-        return []
-    uri = f"deltas of {pack.layout.location}"
-    return [DeltaSource(uri, pack.layout, layers[1], pack.deltas, pack.map.contents, bases)]
 
 
 def carrier_of(pack: OpenedPack) -> PackSource:

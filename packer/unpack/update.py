@@ -42,11 +42,14 @@ OVERLAYS_SHOWN = 5
 class OldDisk:
     """A disk that may be replaced, as long as `old_disk` holds it: nobody uses it.
 
-    path: as the user names it. real: the file itself. notes: what could not be looked at.
+    path: as the user names it. real: the file itself. overlays: further folders in which overlays
+    may lie. force: also if not all of them can be looked at. notes: what could not be.
     """
 
     path: Path
     real: Path
+    overlays: tuple[Path, ...]
+    force: bool
     status: os.stat_result
     disk: Disk
     record: Record | None
@@ -55,6 +58,7 @@ class OldDisk:
 
     def check(self) -> None:
         """Raise InUseError if somebody has changed or begun to use it since."""
+        _refuse_overlays(self.path, self.overlays, force=self.force)
         self.disk.check_unchanged()
         self.disk.close()  # a server of our own would be taken for somebody
         refuse_if_replaced_under_somebody(self.real)
@@ -100,12 +104,17 @@ class UpdateReport:
 
 @contextmanager
 def old_disk(
-    path: Path, *, overlays: Sequence[Path] = (), records: DiskRecords | None = None
+    path: Path,
+    *,
+    overlays: Sequence[Path] = (),
+    force: bool = False,
+    records: DiskRecords | None = None,
 ) -> Iterator[OldDisk]:
     """Open a disk that is to be replaced and keep QEMU from writing to it meanwhile.
 
-    overlays: further folders in which overlays on it may lie. Raises InUseError when somebody
-    uses it or an overlay stands on it, UsageError when it is no disk image in one file.
+    overlays: further folders in which overlays on it may lie. force: also if not all files there
+    can be looked at. Raises InUseError when somebody uses it or an overlay stands on it, UsageError
+    when it is no disk image in one file.
     """
     records = records or DiskRecords()
     try:
@@ -116,7 +125,7 @@ def old_disk(
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(f"{path}: expected a disk image, found no regular file")
     refuse_if_replaced_under_somebody(real)
-    unseen = _refuse_overlays(path, overlays)
+    unseen = _refuse_overlays(path, overlays, force=force)
     record = records.find(real)
     # The guest may have written any container's magic to the start of a raw disk.
     same_file = record is not None and record.stamp[:2] == stamp_of(status)[:2]
@@ -130,7 +139,7 @@ def old_disk(
                 f"{path} consists of {len(disk.files)} files, which do not change at once",
                 hint="unpack the new version under another name, with this disk as --from",
             )
-        yield OldDisk(path, real, status, disk, record, records, unseen)
+        yield OldDisk(path, real, tuple(overlays), force, status, disk, record, records, unseen)
 
 
 def identify(
@@ -149,22 +158,27 @@ def identify(
     written to it, or nobody knows what it was. Raises MismatchError and UsageError for these two,
     UsageError if it is a disk of another name, TrustError if the pack is older.
     """
+
+    def whole(version: Version) -> Held:
+        _check_successor(old.path, version, pack, force=force, allow_older=allow_older)
+        return Held(version, whole=True)
+
     candidates = [_version_of(was)] if was else []
     record = old.record
     if record is not None:
         kept = Version(record.name, record.version, record.identity, old.records.map_of(record))
+        if record.is_unchanged(old.real):
+            return whole(kept)
         candidates.append(kept)
-    for one in candidates:
+    for one in candidates[:1]:  # what it should be; that it was another once does not count
         _check_successor(old.path, one, pack, force=force, allow_older=allow_older)
-    if record is not None and record.is_unchanged(old.real):
-        return Held(kept, whole=True)
     # A run that ended between the rename and its record has left a disk of the new version.
     known = [one for one in candidates if one.disk_map is not None]
     wrong: list[tuple[Version, VerifyReport | None]] = []
     for one in (*known, _version_of(pack)):
         report = _compare(old, one.disk_map, jobs, progress)
         if report is not None and report.right:
-            return Held(one, whole=True)
+            return whole(one)
         wrong.append((one, report))
     if force:
         return Held(known[0] if known else None, whole=False)
@@ -230,8 +244,10 @@ def update(
     return UpdateReport(old.path, before, pack.config.ref_name, report, note)
 
 
-def _refuse_overlays(path: Path, folders: Sequence[Path]) -> tuple[str, ...]:
-    """Raise InUseError if overlays stand on a disk; return what could not be looked at."""
+def _refuse_overlays(path: Path, folders: Sequence[Path], *, force: bool) -> tuple[str, ...]:
+    """Raise InUseError if overlays stand on a disk, or may, unless that is forced; return what
+    could not be looked at.
+    """
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"{folder}: expected a folder with overlays, found none")
@@ -244,6 +260,13 @@ def _refuse_overlays(path: Path, folders: Sequence[Path]) -> tuple[str, ...]:
             ", which would be destroyed",
             hint="unpack the new version under another name, or delete the overlay if nobody needs "
             "it",
+        )
+    if overlays.unseen and not force:
+        more = len(overlays.unseen) - 1
+        raise InUseError(
+            f"cannot tell whether an overlay stands on {path}: {overlays.unseen[0]}"
+            f"{f', and {more} more' if more else ''}",
+            hint="run this as somebody who may read that; if none stands on this disk: --force",
         )
     return tuple(f"overlays on {path} were not looked for in {one}" for one in overlays.unseen)
 

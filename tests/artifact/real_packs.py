@@ -95,8 +95,9 @@ def write_pack(
     keys: Sequence[PrivateKey] = (),
     rotations: Sequence[bytes] = (),
     expires: str = "",
+    deltas: tuple[bytes, Sequence[bytes]] | None = None,
 ) -> OpenedPack:
-    """Write a pack of these contents and open it."""
+    """Write a pack of these contents and open it. deltas: (table, uncompressed; patches)."""
     contents = contents_of(list(data), list(classes))
     disk_map = disk_map or straight_map(contents)
     hints = hints or no_hints()
@@ -128,6 +129,9 @@ def write_pack(
             frame_index=writer.add(compress(encode_index(index), 3)),
             signature=writer.add(sign(blob.digest, list(keys))) if keys else None,
             rotations=[writer.add(data) for data in rotations],
+            deltas=(writer.add(compress(deltas[0], 3)), writer.add(b"".join(deltas[1])))
+            if deltas
+            else None,
             bundles=titled,
         )
         writer.finish([manifests.Entry(manifest, config.ref_name)])

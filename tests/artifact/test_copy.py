@@ -144,7 +144,7 @@ def test_a_pack_can_be_replaced_by_its_own_copy(tmp_path: Path) -> None:
 @pytest.mark.root
 def test_a_full_medium_leaves_nothing_behind(full: OpenedPack, tmp_path: Path) -> None:
     with small_medium(tmp_path / "stick", 2 * MIB) as folder:
-        with pytest.raises(Error, match="are needed there, .* are free"):
+        with pytest.raises(Error, match=r"are needed there, .* are free"):
             copy_to(full, folder / "copy.vmpack", Extent.FULL)
         assert list(folder.iterdir()) == []
 

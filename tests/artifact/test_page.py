@@ -101,6 +101,23 @@ def test_the_program_on_the_medium_is_named_if_it_is_there() -> None:
     assert "pip install --no-index --find-links unpacker/wheels/ vmpack" in text
 
 
+def test_a_page_says_which_hosts_the_unpacker_is_for(tmp_path: Path) -> None:
+    (tmp_path / "needs").write_text("Linux on x86_64 with glibc 2.36 or later\n")
+    extras = [
+        Extra(PROGRAM, b"program"),
+        Extra("unpacker/needs.txt", tmp_path / "needs"),
+        Extra(WHEEL, b"wheel"),
+        Extra("unpacker/wheels/needs.txt", HOSTILE.encode() * 9),
+    ]
+    full = write_pack(tmp_path / "full.vmpack", [noise(5000, 1)], [Class.BOOT])
+    reader = parse(make_page(full.layout, extras))
+    full.close()
+    assert "the program, for Linux on x86_64 with glibc 2.36 or later. Nobody signs" in reader.text
+    assert f"sha256sum {PROGRAM}" in reader.text
+    assert "Other hosts (</style></code><script>" in reader.text
+    assert not [tag for tag, _ in reader.elements if tag in ("script", "img")]
+
+
 def test_of_several_packs_the_commands_name_one() -> None:
     other = msgspec.structs.replace(small_config(), name="lab", version=9)
     text = parse(render([shown(), shown(other)], [])).text

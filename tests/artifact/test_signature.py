@@ -2,21 +2,20 @@ from __future__ import annotations
 
 import base64
 import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from packer.artifact.keys import PrivateKey, parse_public
+from packer.artifact.keys import PrivateKey, PublicKey, parse_public
 from packer.artifact.signature import (
     MAX_ENVELOPE_BYTES,
     open_envelope,
     payload_of,
     pre_authentication_encoding,
     sign,
-    verify,
 )
 from packer.errors import Error, InputError, TrustError
 from tests.artifact.fake_packs import sha256
@@ -53,6 +52,10 @@ def resigned(envelope: bytes, row: int = 0, **keys: object) -> bytes:
     return json.dumps(document).encode()
 
 
+def signers(envelope: bytes, keys: Sequence[PublicKey]) -> frozenset[PublicKey]:
+    return open_envelope(envelope, CONFIG).signed_by(keys)
+
+
 def test_the_encoding_is_that_of_the_specification() -> None:
     # protocol.md, "Test Vectors"
     assert pre_authentication_encoding("http://example.com/HelloWorld", b"hello world") == (
@@ -79,19 +82,16 @@ def test_the_same_keys_give_the_same_bytes_in_any_order() -> None:
 
 @pytest.mark.parametrize("key", EVERY_KIND, ids=lambda key: key.public.algorithm)
 def test_every_kind_of_key_signs_and_verifies(key: PrivateKey) -> None:
-    assert verify(sign(CONFIG, [key]), CONFIG, [BOB.public, key.public]) == {key.public}
-    with pytest.raises(TrustError):
-        verify(sign(CONFIG, [key]), CONFIG, [BOB.public])
+    assert signers(sign(CONFIG, [key]), [BOB.public, key.public]) == {key.public}
+    assert not signers(sign(CONFIG, [key]), [BOB.public])
 
 
 def test_those_who_really_signed_are_returned() -> None:
     everybody = [key.public for key in (ALICE, BOB, CAROL)]
-    assert verify(sign(CONFIG, [ALICE, CAROL]), CONFIG, everybody, 2) == {
+    assert signers(sign(CONFIG, [ALICE, CAROL]), everybody) == {
         ALICE.public,
         CAROL.public,
     }
-    with pytest.raises(TrustError, match="by 3 trusted keys, found 2"):
-        verify(sign(CONFIG, [ALICE, CAROL]), CONFIG, everybody, 3)
 
 
 def test_one_key_that_signed_twice_counts_once() -> None:
@@ -100,23 +100,20 @@ def test_one_key_that_signed_twice_counts_once() -> None:
     twice = json.dumps(document).encode()
     assert len(open_envelope(twice, CONFIG)) == 5
     trusted = [ALICE.public, parse_public(ALICE.public.line + " again")]
-    assert verify(twice, CONFIG, trusted) == {ALICE.public}
-    with pytest.raises(TrustError):
-        verify(twice, CONFIG, trusted, 2)
+    assert signers(twice, trusted) == {ALICE.public}
 
 
 @pytest.mark.parametrize("keyid", ["", None, "wrong", BOB.public.fingerprint, "x" * 1000])
 def test_the_keyid_decides_nothing(keyid: str | None) -> None:
     envelope = resigned(sign(CONFIG, [ALICE]), keyid=keyid)
-    assert verify(envelope, CONFIG, [BOB.public, ALICE.public]) == {ALICE.public}
+    assert signers(envelope, [BOB.public, ALICE.public]) == {ALICE.public}
 
 
 def test_the_public_key_beside_a_signature_decides_nothing() -> None:
     for claim in (BOB.public.line, "garbage", "", None):
         envelope = resigned(sign(CONFIG, [ALICE]), publicKey=claim)
-        assert verify(envelope, CONFIG, [ALICE.public]) == {ALICE.public}
-        with pytest.raises(TrustError):
-            verify(envelope, CONFIG, [BOB.public])
+        assert signers(envelope, [ALICE.public]) == {ALICE.public}
+        assert not signers(envelope, [BOB.public])
         assert open_envelope(envelope, CONFIG).claimed_signers() == frozenset()
 
 
@@ -127,13 +124,13 @@ def test_keys_that_fit_their_signature_are_named() -> None:
 
 def test_unknown_fields_are_passed_over_as_dsse_demands() -> None:
     envelope = changed(resigned(sign(CONFIG, [ALICE]), extra=[1]), another={"x": None})
-    assert verify(envelope, CONFIG, [ALICE.public]) == {ALICE.public}
+    assert signers(envelope, [ALICE.public]) == {ALICE.public}
 
 
 def test_another_tools_envelope_without_keyid_is_read() -> None:
     document = json.loads(sign(CONFIG, [ALICE]))
     document["signatures"] = [{"sig": document["signatures"][0]["sig"]}]
-    assert verify(json.dumps(document).encode(), CONFIG, [ALICE.public]) == {ALICE.public}
+    assert signers(json.dumps(document).encode(), [ALICE.public]) == {ALICE.public}
 
 
 def test_url_safe_base64_is_accepted_and_nothing_looser() -> None:
@@ -144,18 +141,18 @@ def test_url_safe_base64_is_accepted_and_nothing_looser() -> None:
         if "+" in standard and "/" in standard:
             break
     safe = standard.replace("+", "-").replace("/", "_")
-    assert verify(resigned(envelope, sig=safe), CONFIG, [key.public]) == {key.public}
+    assert signers(resigned(envelope, sig=safe), [key.public]) == {key.public}
     for wrong in (
         standard.rstrip("="), standard + "=", standard[:40] + "\n" + standard[40:], " " + standard,
         standard.replace("+", "-"), standard[:-3] + "x==", standard + "é", standard + "\0", "*",
     ):  # fmt: skip
         with pytest.raises(InputError, match=r"signatures\[0\].sig: expected base64"):
-            verify(resigned(envelope, sig=wrong), CONFIG, [key.public])
+            signers(resigned(envelope, sig=wrong), [key.public])
 
 
 def test_a_signature_of_another_pack_is_refused() -> None:
     with pytest.raises(TrustError, match="payload") as caught:
-        verify(sign(sha256(b"other"), [ALICE]), CONFIG, [ALICE.public])
+        signers(sign(sha256(b"other"), [ALICE]), [ALICE.public])
     assert "another pack" in caught.value.hint
 
 
@@ -171,21 +168,17 @@ def test_a_signature_of_another_pack_is_refused() -> None:
 def test_only_the_one_spelling_of_the_payload_is_accepted(payload: bytes) -> None:
     envelope = changed(sign(CONFIG, [ALICE]), payload=base64.b64encode(payload).decode())
     with pytest.raises(TrustError):
-        verify(envelope, CONFIG, [ALICE.public])
+        signers(envelope, [ALICE.public])
 
 
 def test_a_signature_made_for_another_purpose_is_refused() -> None:
     kind = "application/vnd.in-toto+json"
     signature = ALICE.sign(pre_authentication_encoding(kind, payload_of(CONFIG)))
     text = base64.b64encode(signature).decode()
-    with pytest.raises(TrustError):
-        verify(resigned(sign(CONFIG, [ALICE]), sig=text), CONFIG, [ALICE.public])
+    envelope = resigned(sign(CONFIG, [ALICE]), sig=text)
+    assert not signers(envelope, [ALICE.public])
     with pytest.raises(InputError, match="payloadType"):
-        verify(
-            changed(resigned(sign(CONFIG, [ALICE]), sig=text), payloadType=kind),
-            CONFIG,
-            [ALICE.public],
-        )
+        signers(changed(envelope, payloadType=kind), [ALICE.public])
 
 
 @pytest.mark.parametrize(
@@ -203,7 +196,7 @@ def test_a_signature_made_for_another_purpose_is_refused() -> None:
 )
 def test_errors_name_the_key(envelope: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        verify(envelope, CONFIG, [ALICE.public])
+        signers(envelope, [ALICE.public])
 
 
 @pytest.mark.parametrize("key", [ALICE, EVERY_KIND[1]], ids=["ed25519", "ecdsa"])
@@ -214,7 +207,7 @@ def test_every_flipped_bit_is_an_error_or_the_same_signers(key: PrivateKey) -> N
             damaged = bytearray(envelope)
             damaged[position] ^= 1 << bit
             try:
-                assert verify(bytes(damaged), CONFIG, [key.public]) == {key.public}
+                assert signers(bytes(damaged), [key.public, BOB.public]) <= {key.public}
             except Error:
                 continue
             try:
@@ -223,9 +216,7 @@ def test_every_flipped_bit_is_an_error_or_the_same_signers(key: PrivateKey) -> N
                 continue
 
 
-def test_a_threshold_is_at_least_one_and_a_signature_needs_a_key(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="threshold"):
-        verify(sign(CONFIG, [ALICE]), CONFIG, [], 0)
+def test_an_envelope_has_a_key_and_not_too_many() -> None:
     for number in (0, 65):
         with pytest.raises(ValueError, match="expected 1 to 64"):
             sign(CONFIG, [ed25519_key(seed) for seed in range(number)])

@@ -280,6 +280,23 @@ def test_use_is_remembered(store: TrustStore) -> None:
         accept(config_bytes(version=6), ALICE, rules=store.rules(), memory=store.memory())
 
 
+def test_a_rule_of_many_long_patterns_leaves_a_memory_that_can_be_read(store: TrustStore) -> None:
+    """Such a rule is written by hand, and its patterns are its name in the memory."""
+    names = [f"{letter * 120}*" for letter in "abcdefghij"]
+    rule = Rule(("demo", *names), (ALICE.public,))
+    verdict = accept(config_bytes(version=5), ALICE, rules=[rule])
+    store.remember(verdict)
+    assert store.memory() == remember(verdict, {})
+
+
+def test_of_two_entries_about_one_use_the_higher_one_counts(store: TrustStore) -> None:
+    store.remember(accept(config_bytes(version=5), ALICE))
+    whole = json.loads(store.memory_path.read_bytes())
+    whole["used"] += [{**entry, "version": 4} for entry in whole["used"]]
+    store.memory_path.write_text(json.dumps(whole))
+    assert {used.version for used in store.memory().values()} == {5}
+
+
 def test_only_whole_files_are_ever_seen(store: TrustStore) -> None:
     store.add(ALICE.public, "demo*")
     folder = store.rules_path.parent
@@ -295,7 +312,10 @@ def test_only_whole_files_are_ever_seen(store: TrustStore) -> None:
         '{"rules": [{"patterns": ["*"], "keys": []}]}', '{"roles": []}',
         '{"rules": [{"patterns": ["*"], "keys": ["KEY"], "threshold": 0}]}',
         '{"rules": [{"patterns": ["A B"], "keys": ["KEY"]}]}',
+        '{"rules": [{"patterns": ["*"], "keys": ["KEY"], "treshold": 2}]}',
         '{"rules": [{"patterns": ["*"], "keys": ["KEY"]}, {"patterns": ["*"], "keys": ["KEY"]}]}',
+        '{"rules": [{"patterns": ["a", "b"], "keys": ["KEY"]},'
+        ' {"patterns": ["b", "a"], "keys": ["KEY"], "threshold": 2}]}',
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_an_error_and_never_means_nobody(store: TrustStore, text: str) -> None:

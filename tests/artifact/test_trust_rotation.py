@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -198,8 +199,41 @@ def test_a_replaced_key_does_not_come_back() -> None:
     known = told(rotation(ALICE, ALICE_2))
     back = statement(ALICE_2, ALICE)
     refused("in a circle", ALICE, known=known, carried=[back])
-    with pytest.raises(TrustError, match="was itself replaced"):
-        adopt(known, rotation(CAROL, ALICE), since="")
+    with pytest.raises(TrustError, match="in a circle"):
+        adopt(known, rotation(ALICE_2, ALICE), since="")
+    by_carol = Rule(("demo",), (CAROL.public,))
+    given = {"known": known, "rules": [by_carol], "carried": [statement(CAROL, ALICE)]}
+    refused("was replaced", ALICE, **given)
+    assert accept(ALICE_2, **given).signers == {ALICE_2.public}  # type: ignore[arg-type]
+
+
+def test_a_circle_through_what_this_host_goes_by_opens_no_door() -> None:
+    rules = [Rule(("demo",), (ALICE_3.public,))]
+    known = told(rotation(ALICE, ALICE_2))
+    carried = [statement(ALICE_3, CAROL), statement(CAROL, ALICE), statement(ALICE_2, ALICE_3)]
+    for key in (ALICE, ALICE_2):
+        refused("in a circle|was replaced", key, known=known, rules=rules, carried=carried)
+    known = told(rotation(ALICE, ALICE_3))
+    given = {"known": known, "rules": rules, "carried": carried[:2]}
+    refused("in a circle", ALICE, **given)
+    for key, learnt in ((ALICE_3, ()), (CAROL, (rotation(ALICE_3, CAROL),))):
+        assert accept(key, **given).rotations == learnt  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("places", list(itertools.permutations([ALICE, ALICE_2, ALICE_3])))
+def test_one_owners_keys_may_stand_in_a_rule_in_any_order(places: Sequence[PrivateKey]) -> None:
+    """Some users added each of an author's keys by hand before the author made statements."""
+    rule = Rule(("demo",), tuple(key.public for key in places))
+    verdict = accept(ALICE_3, carried=[TO_2, TO_3], rules=[rule])
+    assert set(verdict.rotations) == {rotation(ALICE, ALICE_2), rotation(ALICE_2, ALICE_3)}
+
+
+def test_a_host_may_hear_of_a_later_replacement_before_an_earlier_one() -> None:
+    rules = [Rule(("demo",), (ALICE.public,)), Rule(("demo*",), (ALICE_2.public,))]
+    known = told(rotation(ALICE_2, ALICE_3))
+    verdict = accept(ALICE_3, known=known, rules=rules, carried=[TO_2, TO_3])
+    assert verdict.rotations == (rotation(ALICE, ALICE_2),)
+    refused("was replaced", ALICE_2, known=known, rules=rules, carried=[TO_2, TO_3])
 
 
 def test_an_old_key_can_be_kept_beside_the_new_one() -> None:
@@ -345,6 +379,19 @@ def test_what_was_used_under_the_new_key_holds_for_the_old_one_too() -> None:
     refused("version 4", ALICE, known=known, memory=memory, version=4, signers=named)
 
 
+def test_what_was_used_under_the_old_key_holds_for_the_new_one_when_it_is_named() -> None:
+    memory = remember(accept(ALICE, version=5), {})
+    known = told(rotation(ALICE, ALICE_2), rotation(ALICE_2, ALICE_3))
+    for key in (ALICE_2, ALICE_3):
+        named = [key.public.fingerprint]
+        given = {"known": known, "memory": memory, "rules": [], "signers": named}
+        refused("version 4", key, version=4, **given)
+        accept(key, version=5, **given)  # type: ignore[arg-type]
+    elsewhere = told(rotation(ALICE, ALICE_2, ["other"]))
+    named = [ALICE_2.public.fingerprint]
+    accept(ALICE_2, known=elsewhere, memory=memory, rules=[], signers=named, version=4)
+
+
 def test_nobody_can_burden_a_stranger_with_their_versions() -> None:
     rules = [DEMO, Rule(("d*",), (MALLORY.public,))]
     forced = make_statement(rotation(MALLORY, ALICE), [MALLORY])
@@ -463,6 +510,26 @@ def test_a_replaced_key_is_added_again_only_on_purpose(store: TrustStore) -> Non
     judged(store, ALICE)
 
 
+@pytest.mark.parametrize("keep_old", [False, True])
+def test_an_heir_that_was_removed_does_not_come_back_with_the_old_key(
+    store: TrustStore, keep_old: bool
+) -> None:
+    """Mallory had stolen the key and named an heir; its owner goes on with the old one."""
+    store.add(ALICE.public, "demo*")
+    store.rotate(opened(ALICE, MALLORY, ["demo*"]), keep_old=keep_old)
+    if keep_old:
+        store.add(ALICE.public, "demo*", threshold=1)  # nothing is new about that
+    store.remove(MALLORY.public.fingerprint)
+    for pattern in ("demo", "demo*", "*", "d*"):
+        with pytest.raises(UsageError, match="is replaced by") as caught:
+            store.add(ALICE.public, pattern)
+        assert "the new one no longer" in caught.value.hint
+    store.add(ALICE.public, "demo", again=True)
+    judged(store, ALICE)
+    with pytest.raises(TrustError):
+        judged(store, MALLORY)
+
+
 def test_a_key_replaced_for_other_names_can_be_added(store: TrustStore) -> None:
     store.add(ALICE.public, "demo*")
     store.rotate(opened(ALICE, ALICE_2, ["demo*"]))
@@ -534,6 +601,25 @@ def learn(rules_path: Path, memory_path: Path, seed: int) -> None:
 def test_several_processes_do_not_undo_each_others_work(store: TrustStore) -> None:
     in_processes(learn, [(store.rules_path, store.memory_path, seed) for seed in range(80, 86)])
     assert len(store.trusted().replaced) == len(store.rules()) == 6
+
+
+class Unset(datetime.datetime):
+    """The clock of a machine whose battery is empty."""
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Unset:
+        return cls(1970, 1, 1, tzinfo=tz)
+
+
+def test_a_clock_that_was_never_set_spoils_nothing(
+    store: TrustStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(ALICE.public, "demo*")
+    monkeypatch.setattr(datetime, "datetime", Unset)
+    store.rotate(opened(ALICE, ALICE_2))
+    store.remember(judged(store, ALICE_3, carried=[TO_3]))
+    assert [one.since for one in store.trusted().replaced] == ["", ""]
+    judged(store, ALICE_3)
 
 
 def test_a_store_that_cannot_be_written_keeps_at_least_the_version(store: TrustStore) -> None:

@@ -159,6 +159,17 @@ def test_nothing_else_is_replaced_by_a_list(pack: OpenedPack, tmp_path: Path, wh
     assert place.read_bytes() == before
 
 
+def test_a_list_needs_a_name(
+    pack: OpenedPack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No name would be the folder that somebody is in."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="a want-list needs a name"):
+        write_want(pack, rows(1), "")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_pack_without_a_list_is_none(pack: OpenedPack) -> None:
     with pytest.raises(InputError, match="expected a want-list") as caught:
         wanted_rows(pack)

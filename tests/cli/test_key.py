@@ -87,3 +87,64 @@ def test_trust_is_given_listed_and_taken(run: Run) -> None:
     assert run("trust", "remove", fingerprint).code == 0
     assert fingerprint not in run("trust", "list").out
     run("trust", "add", "author").refused(3, "private")
+
+
+# Keys in the environment, as in continuous integration
+
+
+@pytest.fixture
+def secret(run: Run) -> str:
+    """The text of a key that this host trusts, and that lies in no file."""
+    assert run("key", "generate", "-o", "ci").code == 0
+    assert run("trust", "add", "ci.pub").code == 0
+    text = Path("ci").read_text()
+    Path("ci").unlink()
+    return text
+
+
+def test_a_key_is_taken_from_a_variable(
+    run: Run, image: Path, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI_KEY", secret.rstrip("\n"))  # variables tend to lose it
+    key = ("--key", "env:CI_KEY")
+    done = run("pack", image, "-o", "demo.vmpack", "--no-packages", "-q", *key, *key)
+    assert done.code == 0, done.err
+    assert run("unpack", "demo.vmpack", "-o", "disk", "--offline", "-q").code == 0
+    monkeypatch.delenv("CI_KEY", raising=False)
+    run("sign", "demo.vmpack", *key, "-o", "b").refused(2, "no variable CI_KEY")
+
+
+def test_no_program_that_is_started_later_sees_the_key(
+    run: Run, image: Path, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as guestfish, which looks into the image, or a registry's credential helper."""
+    monkeypatch.setenv("CI_KEY", secret)
+    monkeypatch.setenv("VMPACK_KEY_PASSPHRASE", "four words of it")
+    pack = ("pack", image, "-o", "demo.vmpack", "--no-packages", "-q", "--key", "env:CI_KEY")
+    assert run(*pack).code == 0
+    seen = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
+    assert "PATH=" in seen
+    for word in ("CI_KEY", "PRIVATE KEY", "four words"):
+        assert word not in seen
+
+
+def test_a_key_in_place_of_its_name_is_not_shown(run: Run, image: Path, secret: str) -> None:
+    """The shell has put the variable's value there: --key env:$CI_KEY; messages end up in logs."""
+    body = "".join(secret.split("\n")[1:-2])
+    for wrong in (
+        f"env:{secret}",
+        secret,
+        f"env:{body}",
+        body,
+        f"env:{body[:80]}",
+        "env:",
+        "env:-",
+        "env:correct horse",
+        "env:" + "h0rse" * 40,
+    ):
+        done = run("pack", image, "-o", "x", "--no-packages", "--key", wrong)
+        done.refused(2, "--key")
+        assert body[:12] not in done.err
+        assert "PRIVATE" not in done.err
+        assert "horse" not in done.err
+        assert "h0rse" not in done.err

@@ -272,3 +272,28 @@ def test_a_person_at_a_terminal_is_asked(run: Run, author: Author) -> None:
         assert f"new key    {author.new}" in done.stderr
         assert done.returncode == (0 if accepted else 1)
         assert bool(run("trust", "--json").json["replaced"]) is accepted
+
+
+def test_a_host_whose_folders_cannot_be_written_has_its_disk_and_is_told_what_follows(
+    run: Run, author: Author
+) -> None:
+    """Such as a rescue system, or one whose settings are managed: the disk is proven by then."""
+    home = Path(os.environ["VMPACK_HOME"])
+    for place in ("state/used.json.lock", "config/trust.json.lock"):
+        (home / place).unlink(missing_ok=True)
+        (home / place).mkdir(parents=True)
+    done = run("unpack", "2.vmpack", "-o", "disk.raw", "--offline", "-q")
+    assert done.code == 0, done.err
+    assert run("verify", "disk.raw", "2.vmpack", "-q").code == 0
+    assert "older versions of 'demo' than 2 will not be refused: cannot write" in done.err
+    assert f"{author.old} will go on to be accepted: cannot write" in done.err
+    (home / "state/used.json.lock").rmdir()
+    again = run("unpack", "2.vmpack", "-o", "disk.raw", "--offline", "-q", "--force")
+    assert again.code == 0
+    assert "older versions" not in again.err
+    assert "will go on to be accepted" in again.err
+    assert json.loads((home / "state/used.json").read_bytes())["used"]
+    Path(home / "state/used.json").write_text("{")
+    done = run("unpack", "2.vmpack", "-o", "other.raw", "--offline", "-q")
+    done.refused(3, "used.json")  # what is damaged is refused, and before the work
+    assert not Path("other.raw").exists()

@@ -56,6 +56,7 @@ SECRETS: dict[str, dict[str, bytes]] = {
         "/etc/wireguard/wg0.conf": b"[Interface]\nPrivateKey = abc=\n",
         "/etc/openvpn/client/demo.ovpn": b"<key>\n" + PEM_KEY,
         "/etc/openvpn/ta.key": b"-----BEGIN OpenVPN Static key V1-----\n00\n",
+        "/home/eve/work.ovpn": b"remote vpn.example\n<key>\n" + PEM_KEY,
         "/etc/ppp/chap-secrets": b"# client server secret\ndemo * secret *\n",
         "/etc/ipsec.secrets": b'# secrets\n: PSK "correct horse"\n',
     },
@@ -63,6 +64,9 @@ SECRETS: dict[str, dict[str, bytes]] = {
     "private-key": {
         "/home/eve/.ssh/id_rsa": RSA_KEY,
         "/home/eve/.ssh/work": LOCKED_OPENSSH_KEY,
+        "/home/eve/.ssh/keys/customer/1": OPENSSH_KEY,
+        "/srv/push.p8": PEM_KEY,
+        "/srv/signing.der": DER_KEY,
         "/etc/letsencrypt/archive/demo/privkey1.pem": PEM_KEY,
         "/etc/haproxy/all.pem": CERTIFICATE * 100 + PEM_KEY,
         "/etc/ssl/private/ssl-cert-snakeoil.key": LOCKED_PEM_KEY,

@@ -55,9 +55,17 @@ def test_a_planted_secret_is_found_under_its_rule(rule: str, path: str, where: s
     assert (found.rule, found.path, found.size_bytes) == (rule, where + path, len(data))
 
 
+@pytest.mark.parametrize(("rule", "path"), PLANTED, ids=[path for _, path in PLANTED])
+def test_upper_and_lower_case_are_the_same(rule: str, path: str) -> None:
+    """As they are on FAT and NTFS: a stick's SERVER.KEY, Windows XP's system32/config/SAM."""
+    for spelling in (path.upper(), path.lower(), path.title()):
+        assert [one.rule for one in find({spelling: SECRETS[rule][path]})] == [rule]
+
+
 @pytest.mark.parametrize("path", HARMLESS)
 def test_what_only_resembles_a_secret_is_left_alone(path: str) -> None:
     assert find({path: HARMLESS[path]}) == []
+    assert find({path.upper(): HARMLESS[path]}) == []
 
 
 def test_every_rule_about_files_has_a_planted_secret() -> None:
@@ -174,7 +182,7 @@ def as_expression(pattern: str) -> re.Pattern[str]:
     words = {"*": "[^/]*", "**": ".+"}
     parts = [
         words[part] if part == "**" else re.escape(part).replace(r"\*", words["*"])
-        for part in pattern.split("/")
+        for part in pattern.lower().split("/")
     ]
     return re.compile("(?s:(?:.*/)?" + "/".join(parts) + r")\Z")
 
@@ -200,9 +208,8 @@ likely_paths = st.builds(
 @given(paths | likely_paths)
 def test_looking_patterns_up_by_name_finds_what_comparing_them_all_would(path: str) -> None:
     found = {place.pattern for _, place in _Table(RULES).fitting(path)}
-    expected = {
-        pattern for pattern, expression in EXPRESSIONS.items() if expression.match(path[1:])
-    }
+    lower = path[1:].lower()
+    expected = {pattern for pattern, expression in EXPRESSIONS.items() if expression.match(lower)}
     assert found == expected
 
 

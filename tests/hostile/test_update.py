@@ -20,6 +20,7 @@ from tests.hostile.refusal import IN_USE, INPUT, MISMATCH, TRUST, USAGE, refused
 from tests.hostile.test_interruption import end, names, wait_for_bytes, wait_until
 from tests.round_trip.command import Vmpack, content_bytes
 from tests.round_trip.disks import tool
+from tests.round_trip.layouts import drop_layer
 from tests.round_trip.mirror import Mirror, mirror
 from tests.round_trip.packs import author_key, trusting_host
 from tests.round_trip.small import make_disk, write_files
@@ -162,15 +163,20 @@ def test_the_new_disk_is_flushed_before_it_gets_the_name_and_the_name_after(
 ) -> None:
     """As the kernel sees it: after a power cut the name leads to one of the two, whole."""
     log = room / "calls"
-    command = ["strace", "-f", "-y", "-e", "trace=fsync,rename,renameat,renameat2", "-o", str(log)]
+    calls_seen = "trace=fsync,rename,renameat,renameat2,openat"
+    command = ["strace", "-f", "-y", "-e", calls_seen, "-o", str(log)]
     run_vmpack.good("update", disk, versions.packs[1], "-q", "--no-store", before=command)
-    calls = [line for line in log.read_text().splitlines() if str(disk.parent) in line]
+    lines = [line for line in log.read_text().splitlines() if str(disk.parent) in line]
+    calls = [line for line in lines if "openat(" not in line]
     order = [line.partition("(")[0].split()[-1] for line in calls]
     assert order == ["fsync", "rename", "fsync"], calls
     assert f"{disk}.partial>" in calls[0]
     assert f'"{disk}.partial", "{disk}"' in calls[1]
     assert f"{disk.parent}>" in calls[2]
     assert all(line.endswith("= 0") for line in calls), calls
+    # Whether somebody uses the old disk is asked after the flush, which can take minutes.
+    between = lines[lines.index(calls[0]) : lines.index(calls[1])]
+    assert any(f'"{disk}", O_RDONLY' in line for line in between), lines
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -278,6 +284,40 @@ def test_a_disk_from_another_host_needs_a_word_what_it_was(
     assert same(disk, versions.disks[0])
     out = run_vmpack.good("update", disk, versions.packs[1], "--was", versions.packs[0])
     assert f"{disk}  noise:1 -> noise:2" in out
+    assert same(disk, versions.disks[1])
+
+
+def test_a_strangers_word_what_a_disk_was_proves_nothing(
+    run_vmpack: Vmpack, versions: Versions, room: Path
+) -> None:
+    """The map of a stranger's pack could call all unused that a guest has written."""
+    disk, stripped = room / "brought.raw", room / "stripped"
+    shutil.copyfile(versions.disks[0], disk)
+    shutil.copytree(versions.packs[0], stripped)
+    drop_layer(stripped, "envelope")
+    done = run_vmpack("update", disk, versions.packs[1], "--was", stripped)
+    refused(done, TRUST, str(stripped), "not signed")
+    assert same(disk, versions.disks[0])
+
+
+def test_the_old_version_is_believed_although_a_newer_one_was_used(
+    run_vmpack: Vmpack, disk: Path, versions: Versions, room: Path
+) -> None:
+    run_vmpack.good("update", disk, versions.packs[1])
+    brought = room / "brought.raw"
+    shutil.copyfile(versions.disks[0], brought)
+    run_vmpack.good("update", brought, versions.packs[1], "--was", versions.packs[0])
+    assert same(brought, versions.disks[1])
+
+
+def test_unpack_replaces_no_disk_that_a_guest_runs_from(
+    run_vmpack: Vmpack, disk: Path, versions: Versions, room: Path
+) -> None:
+    with running(room, f"file={disk},format=raw,if=virtio") as process:
+        done = run_vmpack("unpack", versions.packs[1], "-o", disk, "--force")
+        refused(done, IN_USE, str(disk), f"process {process.pid}")
+    assert same(disk, versions.disks[0])
+    run_vmpack.good("unpack", versions.packs[1], "-o", disk, "--force")
     assert same(disk, versions.disks[1])
 
 

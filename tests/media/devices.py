@@ -46,13 +46,14 @@ def at_a_terminal(
     try:
         process = subprocess.Popen(
             [*vmpack.program, *map(str, arguments)],
-            env=vmpack.environment(),
+            # What most people's locales say; that of a test host is more lenient.
+            env=vmpack.environment({"PYTHONIOENCODING": "utf-8:strict"}),
             stdin=theirs,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        os.write(ours, answer.encode())
+        os.write(ours, os.fsencode(answer))
         printed, said = process.communicate(timeout=120)
     finally:
         os.close(ours)

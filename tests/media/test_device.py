@@ -71,8 +71,18 @@ def test_a_second_disk_with_a_part_of_the_system_is_refused(host: HostTree, poin
 def test_a_disk_with_the_store_or_the_pack_is_refused(host: HostTree) -> None:
     host.mount("/srv", "8:17")
     kept = [("/srv/vmpack/store", "the store"), ("/srv/demo.vmpack", "the pack")]
-    with pytest.raises(InUseError, match=r"it holds the store, the pack$"):
+    with pytest.raises(InUseError, match=r"it holds the pack, the store$"):
         refuse(host, "sdb", "8:16", *kept)
+
+
+@pytest.mark.parametrize(("name", "number"), [("sdb", "8:16"), ("sdb1", "8:17"), ("sdb2", "8:18")])
+def test_a_device_that_bytes_are_to_come_from_is_refused(
+    host: HostTree, name: str, number: str
+) -> None:
+    """Itself, the disk that it is a part of, its sister, and by another name."""
+    host.link("/dev/disk/by-id/usb-1", "/dev/sdb1")
+    with pytest.raises(InUseError, match=r"it holds disk:/dev/sdb1$"):
+        refuse(host, name, number, ("/dev/disk/by-id/usb-1", "disk:/dev/sdb1"))
 
 
 def test_what_is_mounted_is_refused_with_the_command_that_unmounts_it(host: HostTree) -> None:
@@ -136,9 +146,11 @@ def test_a_stick_is_described_as_people_know_it(tmp_path: Path) -> None:
     path = Path("/dev/sdc")
     stick = block_device(path, "8:32", host.root)
     assert stick == Device(
-        path, "sdc", 30 << 30, 512, "SanDisk Ultra", True, True, number="8:32", identity="11"
-    )
+        path, "sdc", 30 << 30, 512, "SanDisk Ultra", True, True, number="8:32",
+        identity=f"{host.root}/sys/devices/{bus}/block/sdc 11",
+    )  # fmt: skip
     part = block_device(Path("/dev/sdc1"), "8:33", host.root)
+    assert (part.part_of, stick.part_of) == ("sdc", "")
     assert (part.name, part.size, part.model, part.usb) == ("sdc1", 7 << 30, "SanDisk Ultra", True)
 
 
@@ -164,6 +176,32 @@ def test_another_medium_in_the_same_reader_is_another_device(tmp_path: Path) -> 
         host = HostTree(tmp_path / sequence)
         host.disk("sdc", "8:32", facts={"diskseq": sequence})
         found.append(block_device(Path("/dev/sdc"), "8:32", host.root))
+    assert found[0] != found[1]
+
+
+def test_another_stick_in_the_same_socket_is_another_device_for_an_old_kernel_too(
+    tmp_path: Path,
+) -> None:
+    """Linux 5.15 began to number media; every device that is plugged in gets a new host."""
+    found = []
+    for bus in ("pci0/usb2/2-1/2-1:1.0/host6", "pci0/usb2/2-1/2-1:1.0/host7"):
+        host = HostTree(tmp_path / "root")
+        host.disk("sdc", "8:32", bus=bus)
+        found.append(block_device(Path("/dev/sdc"), "8:32", host.root))
+        host.root.rename(tmp_path / bus.rpartition("/")[2])
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("fact", ["device/serial", "device/wwid", "device/cid", "wwid"])
+def test_another_medium_of_another_serial_number_is_another_device(
+    tmp_path: Path, fact: str
+) -> None:
+    found = []
+    for serial in ("1", "2"):
+        host = HostTree(tmp_path / "root")
+        host.disk("sdc", "8:32", facts={fact: serial})
+        found.append(block_device(Path("/dev/sdc"), "8:32", host.root))
+        host.root.rename(tmp_path / serial)
     assert found[0] != found[1]
 
 
@@ -273,15 +311,43 @@ def test_the_pack_and_what_is_in_the_store_are_no_targets(tmp_path: Path) -> Non
     refuse_if_needed(look_at(disks.empty(tmp_path / "other", MIB)), kept)
 
 
-def test_an_image_that_a_guest_writes_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_several_names_is_refused(tmp_path: Path) -> None:
+    """As a backup by hard links keeps it (cp -al, rsnapshot): each of them would be overwritten."""
+    image = disks.empty(tmp_path / "image", MIB)
+    (tmp_path / "backup").hardlink_to(image)
+    with pytest.raises(InUseError, match="has 2 names, and under each the same bytes") as caught:
+        refuse_if_needed(look_at(image), [])
+    assert "cp --reflink=auto" in caught.value.hint
+    (tmp_path / "backup").unlink()
+    refuse_if_needed(look_at(image), [])
+
+
+@needs_root
+def test_a_loop_device_on_the_pack_is_refused(tmp_path: Path) -> None:
+    """To write to it is to write to the file."""
+    pack = disks.empty(tmp_path / "pack", MIB)
+    with disks.loop_device(pack) as below, disks.loop_device(below) as above:
+        for path in (below, above):
+            with pytest.raises(InUseError, match=f"{path}: stands on {pack}, which is the pack"):
+                refuse_if_needed(look_at(path), [(pack, "the pack")])
+        refuse_if_needed(look_at(above), [(tmp_path / "other", "the pack")])
+
+
+@pytest.mark.parametrize(("options", "what"), [((), "has locked it"), (("--read-only",), "reads")])
+def test_an_image_that_a_guest_writes_or_reads_is_refused(
+    tmp_path: Path, options: tuple[str, ...], what: str
+) -> None:
+    """Who reads it may have it below an overlay, which would be worthless afterwards."""
     image = disks.empty(tmp_path / "image", MIB)
     ready = tmp_path / "pid"  # written when it has opened the image
     command = ["qemu-nbd", "-t", "-f", "raw", "-k", f"{tmp_path}/socket", f"--pid-file={ready}"]
+    command += options
     server = subprocess.Popen([*command, str(image)])
     try:
         while not ready.exists():
             assert server.poll() is None
-        with pytest.raises(InUseError, match=rf"in use: process {server.pid} \(qemu-nbd\)"):
+        expected = rf"in use: process {server.pid} \(qemu-nbd\) {what}"
+        with pytest.raises(InUseError, match=expected):
             refuse_if_needed(look_at(image), [])
     finally:
         server.kill()

@@ -19,10 +19,16 @@ def found_in(path: Path) -> Found:
     return look_into(look_at(path))
 
 
-def test_a_device_that_reads_as_zeros_at_both_ends_is_empty(tmp_path: Path) -> None:
+def test_a_device_that_reads_as_zeros_is_empty(tmp_path: Path) -> None:
     image = empty(tmp_path / "image", 8 * MIB)
-    write_at(image, 4 * MIB, b"somewhere in the middle")
     assert found_in(image) == Found(empty=True)
+
+
+def test_a_disk_that_lost_only_its_table_is_not_empty(tmp_path: Path) -> None:
+    """Somebody may want to save what lies in its middle."""
+    image = empty(tmp_path / "image", 4096 * MIB)
+    write_at(image, 3000 * MIB, bytes(15 * MIB) + b"x" * 2 * MIB)
+    assert not found_in(image).empty
 
 
 @pytest.mark.parametrize("offset", [0, 446, MIB + 4095, 8 * MIB - EDGE_BYTES, 8 * MIB - 1])

@@ -120,9 +120,23 @@ def test_a_file_lies_on_the_mount_with_the_longest_path(host: HostTree) -> None:
     host.mount("/", "8:1")
     host.mount("/srv", "8:17")
     host.mount("/srv", "8:18")  # covers the one before
+    expected = {"/srv/store": "sdb2", "/srv": "sdb2", "/srvx/store": "sda1", "/": "sda1"}
+    for path, name in expected.items():
+        tree = BlockTree(host.root)
+        tree.mark(Path(path), "the store")
+        found = [one for one in ("sda1", "sdb1", "sdb2") if "the store" in tree.uses_of(one)]
+        assert found == [name]
+
+
+def test_a_device_stands_on_the_files_of_the_loop_devices_below(host: HostTree) -> None:
+    host.mount("/", "8:1")
+    host.disk("loop1", "7:1", backing="/srv/guest.img")
+    host.disk("dm-0", "253:0", slaves=["loop1", "sda2"])
+    host.disk("loop2", "7:2", backing="/dev/dm-0")
     tree = BlockTree(host.root)
-    paths = ("/srv/store", "/srv", "/srvx/store", "/")
-    assert [tree.mount_point_of(Path(path)) for path in paths] == ["/srv", "/srv", "/", "/"]
+    image = Path("/srv/guest.img")
+    names = ("loop1", "dm-0", "loop2", "sda")
+    assert [tree.files_below(name) for name in names] == [[image], [image], [image], []]
 
 
 def test_this_host_runs_from_a_device_that_carries_its_root() -> None:
@@ -148,7 +162,7 @@ def test_real_loop_devices_one_on_the_other_carry_what_is_mounted(tmp_path: Path
             tree = BlockTree()
             assert tree.uses_of(above.name) == [str(point)]
             assert tree.uses_of(below.name) == [str(point)]
-            home = tree.mount_point_of(image)
+            home = run("findmnt", "-n", "-o", "TARGET", "-T", image).strip()
             name = tree.name_of(run("stat", "-c", "%Hd:%Ld", image).strip())
             if name:  # and the disk below the file of the lower one
                 assert {home, str(point)} <= set(tree.uses_of(name))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -121,18 +123,42 @@ def test_a_blank_device_is_written_without_a_question(
     assert image.read_bytes() == rebuilt.read_bytes()
 
 
+@contextmanager
+def partitioned(image: Path) -> Iterator[Path]:
+    """A loop device whose partitions the kernel knows."""
+    with loop_device(image, "--partscan") as path:
+        if not list(Path(f"/sys/block/{path.name}").glob("loop*p*")):
+            run("partx", "--add", path)  # a kernel that reads no tables is told
+        try:
+            yield path
+        finally:
+            subprocess.run(["partx", "--delete", path], check=False, stderr=subprocess.DEVNULL)
+
+
 @needs_root
 def test_the_kernel_forgets_the_partitions_that_were_there(
     run_vmpack: Vmpack, small: Path, tmp_path: Path
 ) -> None:
     """Whoever mounted one of them would write into the new disk at an old place."""
-    with loop_device(whole_disk(tmp_path), "--partscan") as path:
+    with partitioned(whole_disk(tmp_path)) as path:
         known = Path(f"/sys/block/{path.name}")
-        if not list(known.glob("loop*p*")):  # a kernel that reads no tables is told
-            run("partx", "--add", path)
         assert len(list(known.glob("loop*p*"))) == 4
         run_vmpack.good("write", small, path, "--yes", *ONLY)
         assert len(list(known.glob("loop*p*"))) <= 1
+
+
+@needs_root
+def test_what_lies_hidden_in_the_middle_of_a_blank_device_is_no_failure_of_it(
+    run_vmpack: Vmpack, small: Path, rebuilt: Path, tmp_path: Path
+) -> None:
+    """The disk wants zeros there."""
+    image = empty(tmp_path / "image", SMALL)
+    free = np.frombuffer(rebuilt.read_bytes(), dtype=np.uint8).reshape(-1, 4096)
+    block = next(one for one in range(1000, len(free)) if not free[one : one + 2].any())
+    write_at(image, block * 4096 + 512, b"hidden")
+    with loop_device(image) as path:
+        run_vmpack.good("write", small, path, "--yes", *ONLY)
+    assert image.read_bytes() == rebuilt.read_bytes()
 
 
 def test_an_image_file_is_written_in_place_and_keeps_its_size(
@@ -223,7 +249,7 @@ def test_a_person_sees_what_would_be_lost_and_types_its_name(
     assert image.read_bytes()[:SMALL] == rebuilt.read_bytes()
 
 
-@pytest.mark.parametrize("answer", ["yes\n", "y\n", "\n", "loop99\n", "\x04"])
+@pytest.mark.parametrize("answer", ["yes\n", "y\n", "\n", "loop99\n", "\udcff\n", "\x04"])
 def test_any_other_answer_leaves_every_byte(
     run_vmpack: Vmpack, small: Path, noise: Path, answer: str
 ) -> None:
@@ -234,6 +260,19 @@ def test_any_other_answer_leaves_every_byte(
     assert "nothing written" in done.stderr
     assert done.stdout == ""
     assert noise.read_bytes() == before
+
+
+@needs_root
+def test_a_partition_is_called_one(run_vmpack: Vmpack, small: Path, tmp_path: Path) -> None:
+    """No firmware starts a disk from there; most people mean the device that it is a part of."""
+    with partitioned(whole_disk(tmp_path)) as path:
+        part = path.with_name(f"{path.name}p1")
+        done = at_a_terminal(run_vmpack, "no\n", "write", small, part, *ONLY)
+        assert done.returncode == FAILED
+        assert f"{part}: a partition of {path.name}, loop device on" in done.stderr
+        done = run_vmpack("write", small, part, "--yes", *ONLY)
+        assert done.returncode == 0, done.stderr
+        assert f"{part}: is a partition; firmware starts from {path.name} only" in done.stderr
 
 
 def test_where_nobody_can_be_asked_it_is_refused(
@@ -275,6 +314,27 @@ def test_a_device_with_other_sectors_is_left_alone(
     with loop_device(noise, "--sector-size", "4096") as path:
         done = run_vmpack("write", small, path, "--yes", *ONLY)
     refused(done, USAGE, "expected sectors of 512 bytes", "found 4096")
+    assert noise.read_bytes() == before
+
+
+def test_another_pack_is_left_alone(run_vmpack: Vmpack, small: Path, tmp_path: Path) -> None:
+    """Names that were mixed up must not cost a pack."""
+    for name in ("other.vmpack", "other.iso"):
+        run_vmpack.good("copy", small, tmp_path / name)
+        os.truncate(tmp_path / name, SMALL)
+        before = (tmp_path / name).read_bytes()
+        done = run_vmpack("write", small, tmp_path / name, "--yes", *ONLY)
+        refused(done, USAGE, f"{name}: is a pack")
+        assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_disk_that_bytes_are_to_come_from_is_left_alone(
+    run_vmpack: Vmpack, small: Path, noise: Path
+) -> None:
+    before = noise.read_bytes()
+    sources = ("--from", f"disk:{noise}", "--no-store")
+    done = run_vmpack("write", small, noise, "--yes", *sources)
+    refused(done, IN_USE, f"{noise}: is disk:{noise}, or a part of it")
     assert noise.read_bytes() == before
 
 
@@ -327,6 +387,21 @@ def test_the_system_disk_is_refused_whatever_is_said(run_vmpack: Vmpack, small: 
 def test_a_device_that_is_not_there_does_not_become_a_file(run_vmpack: Vmpack, small: Path) -> None:
     refused(run_vmpack("write", small, "/dev/sdzz9", *ONLY), USAGE, "there is no such device")
     assert not Path("/dev/sdzz9").exists()
+
+
+def test_no_guest_starts_from_what_is_being_written(
+    run_vmpack: Vmpack, small: Path, rebuilt: Path, noise: Path
+) -> None:
+    with mirror(small) as one:
+        one.hold_at = HELD_AT
+        process = run_vmpack.start("write", one.url, noise, "--yes", "-q", *ONLY)
+        one.wait_until_sent(HELD_AT)
+        with pytest.raises(AssertionError, match=r"Failed to get .write. lock"):
+            run("qemu-io", "-f", "raw", "-c", "write 8M 4k", noise)
+        one.go_on()
+        _, said = process.communicate(timeout=60)
+        assert (process.returncode, said) == (0, "")
+    assert same_start(noise, rebuilt, SMALL)
 
 
 # -- what goes wrong -------------------------------------------------------------------------------

@@ -40,6 +40,25 @@ def online(tmp_path: Path) -> Vmpack:
     return trusting_host(tmp_path / "online")
 
 
+@pytest.fixture
+def thin(author: Vmpack, tmp_path: Path) -> Path:
+    """A copy of a small pack that lacks nearly everything."""
+    author.good("copy", pack_small(author, tmp_path), "--boot", tmp_path / "thin.vmpack")
+    return tmp_path / "thin.vmpack"
+
+
+@pytest.mark.parametrize("name", ["disk.raw", "disk.raw.partial", "nowhere/x.want", ""])
+def test_a_list_that_cannot_have_its_name_is_refused_before_the_work(
+    run_vmpack: Vmpack, thin: Path, room: Path, name: str
+) -> None:
+    folder = room / "vms"
+    folder.mkdir()
+    want = str(folder / name) if name else ""
+    done = run_vmpack("unpack", thin, "-o", folder / "disk.raw", "--from", "store:", "--want", want)
+    refused(done, USAGE, "want")
+    assert names(folder) == set()
+
+
 def asks(done: subprocess.CompletedProcess[str], want: Path) -> None:
     """The command wrote a list, and said so."""
     assert done.returncode == MISSING, done.stderr

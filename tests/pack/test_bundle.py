@@ -112,7 +112,9 @@ def guest() -> tuple[list[bytes], list[Class], Hints]:
     return data, classes, hints_of(contents, places, PACKAGES)
 
 
-def write(folder: Path, jobs: int, told: list[int] | None = None) -> tuple[dict[str, bytes], Index]:
+def write(
+    folder: Path, jobs: int, told: list[int] | None = None, taken: Sequence[str] = ()
+) -> tuple[dict[str, bytes], Index]:
     """Return ({title: bundle's bytes}, index)."""
     data, classes, hints = guest()
     contents = contents_of(data, classes)
@@ -125,6 +127,7 @@ def write(folder: Path, jobs: int, told: list[int] | None = None) -> tuple[dict[
             blocks_of(data),
             levels=LEVELS,
             jobs=jobs,
+            taken=taken,
             progress=(told if told is not None else []).append,
         )
         for title, blob in titled.items():
@@ -142,6 +145,21 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
     assert encode_index(one_index) == encode_index(four_index)
     assert list(one) == ["boot", "private", "shared-000"]
     assert sum(told) == sum(map(len, guest()[0]))
+
+
+@pytest.mark.parametrize(
+    ("taken", "titles"),
+    [
+        (["private"], ["boot", "private-001", "shared-000"]),
+        (["boot", "boot-001", "boot-003"], ["boot-002", "private", "shared-000"]),
+        (["boot-001", "shared-000"], ["boot", "private", "shared-001"]),
+        (["shared-999999999", "private-999999999"], ["boot", "private", "shared-000"]),
+    ],
+)
+def test_new_bundles_have_the_first_titles_that_are_free(
+    tmp_path: Path, taken: list[str], titles: list[str]
+) -> None:
+    assert list(write(tmp_path, 2, taken=taken)[0]) == titles
 
 
 def test_the_index_obeys_the_rules_that_a_reader_checks(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.registry import Certificate, Running, htpasswd, registry
+from packer.errors import Error
 from packer.transport import deadline
 from packer.transport.registry import Registry
 from packer.transport.registry_reference import Reference, parse_reference
@@ -359,6 +360,31 @@ def test_a_token_server_that_knows_better_is_named(
         made.tags()
 
 
+def test_a_login_that_fails_while_blobs_are_read_says_why(
+    docker_registry: Running, address: Address, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Several threads read; the first demand for a login comes to one of them."""
+    with opened(address(docker_registry.host), push=True) as made:
+        send(made)
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "config.json").write_text("{")
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+
+    def demand(one: Request) -> bool:
+        if one.headers.get("Range", "bytes=0-").startswith("bytes=0-"):
+            return False
+        one.refuse(401, WWW_Authenticate='Basic realm="x"')
+        return True
+
+    with (
+        proxy(docker_registry.host, demand) as server,
+        opened(address(server.host)) as made,
+        pytest.raises(Error, match=r"config\.json"),
+    ):
+        dict(made.get_ranges(DIGEST, [(at, 1000) for at in range(0, len(DATA) - 1000, 100_000)]))
+
+
 def test_a_token_that_has_run_out_is_renewed(
     by_token: Running, tokens: TokenServer, address: Address, log_in: LogIn
 ) -> None:
@@ -571,6 +597,19 @@ def test_a_token_server_whose_certificate_nobody_knows_gets_nothing(
         ):
             made.tags()
         assert not server.asked
+
+
+def test_a_token_server_on_this_host_is_asked_through_no_proxy(
+    demanding: Demanding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the registry itself: without TLS a proxy would read the password."""
+    with misbehaving(body(b"")) as between, misbehaving(body(b'{"token":"x"}')) as server:
+        monkeypatch.setenv("http_proxy", between.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with Registry(demanding(server.url)) as made, forbidden("401"):
+            made.tags()
+        assert len(server.asked) == 1
+        assert not between.asked
 
 
 def test_waiting_for_a_token_is_not_done_twice(

@@ -142,8 +142,8 @@ def test_debian_packed_by_another_user_on_another_host_is_the_same_file(
     if packages:
         needs_mirrors(room)
     host = host_of(ELSEWHERE, author, open_folder)
-    name = subprocess.run([*ELSEWHERE, "uname", "-n"], check=True, capture_output=True, text=True)
-    assert name.stdout == "elsewhere\n" != f"{os.uname().nodename}\n"
+    node = subprocess.run([*ELSEWHERE, "uname", "-n"], check=True, capture_output=True, text=True)
+    assert node.stdout == "elsewhere\n" != f"{os.uname().nodename}\n"
     original = pack_guest("debian-bios").guest.image
     common = ["--name", "demo", "--level", "1", *more]
     author.good("pack", original, "-o", room / "first.vmpack", *common, "--jobs", "2")
@@ -156,6 +156,19 @@ def test_debian_packed_by_another_user_on_another_host_is_the_same_file(
     )  # fmt: skip
     tool("cmp", room / "first.vmpack", open_folder / "second.vmpack")
     assert (open_folder / "second.vmpack").stat().st_mode & 0o777 == 0o640, "the umask held"
+    for name, extent in (
+        ("demo.iso", "--full"),
+        ("thin.vmpack", "--thin"),
+        ("fit.iso", "--fit=80M"),
+    ):
+        if packages and extent != "--thin":
+            continue  # the pack is thin
+        author.good("copy", room / "first.vmpack", room / name, extent)
+        host.good(
+            "copy", open_folder / "second.vmpack", open_folder / name, extent,
+            before=ELSEWHERE, environment=OTHER_HABITS, folder=open_folder,
+        )  # fmt: skip
+        tool("cmp", room / name, open_folder / name)
 
 
 def test_another_compression_is_the_same_pack(author: Vmpack, busybox: Packed, room: Path) -> None:

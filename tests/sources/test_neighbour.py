@@ -378,6 +378,19 @@ def test_a_server_that_is_not_there_is_a_source_error() -> None:
     source.close()
 
 
+def test_a_certificate_that_is_not_there_is_a_source_error(home: Path) -> None:
+    config = home / "config"
+    config.mkdir(parents=True)
+    (config / "neighbours.toml").write_text(
+        f'["127.0.0.1:9"]\ntoken = "{TOKEN}"\ncertificate = "{home}/none.pem"\n'
+    )
+    (config / "neighbours.toml").chmod(0o600)
+    source = NeighbourSource("store+https://127.0.0.1:9/")
+    with pytest.raises(SourceError, match=r"none\.pem"):
+        source.find(ask(BLOBS), deep=False)
+    source.close()
+
+
 def test_a_wrong_token_is_said_as_such_also_for_many_questions(
     server: tuple[HttpServer, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -23,6 +20,21 @@ from tests.artifact.real_packs import no_hints, write_pack
 from tests.transport.servers import serving
 from tests.unpack.simulated import CLASSES, DATA
 
+REFUSED = [
+    "dir:/etc",
+    "disk:/dev/sda",
+    "disk:nbd://127.0.0.1/",
+    "pack:/root/x",
+    "pack:https://host/x",
+    "store:",
+    "store://127.0.0.1:7436/",
+    "store+https://127.0.0.1:7436/",
+    "http://127.0.0.1/x/",
+    "oci+http://127.0.0.1/x:1",
+    "file:///etc/",
+]
+"""What no pack may recommend: paths of this host, its neighbours, servers without TLS."""
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,21 +42,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def mirror(tmp_path: Path) -> Iterator[str]:
-    """A web server that holds nothing."""
-    (tmp_path / "web").mkdir()
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/demo/"
-        server.shutdown()
-        thread.join()
+def mirror() -> Iterator[str]:
+    """An https address at which nobody speaks TLS."""
+    with serving(lambda answer, _: answer.cut()) as server:
+        yield f"{server.url.replace('http:', 'https:')}/demo/"
 
 
 @pytest.fixture
 def pack(tmp_path: Path, mirror: str) -> Iterator[OpenedPack]:
-    recommended = ["dir:/etc", "disk:/dev/sda", "pack:/root/x", mirror]
+    recommended = [*REFUSED, mirror]
     pack = write_pack(tmp_path / "a.vmpack", DATA, CLASSES, sources=recommended)
     yield pack
     pack.close()
@@ -119,7 +125,7 @@ def test_what_a_pack_recommends_may_not_name_a_path_of_this_host(
     sources, notes = opener.defaults(offline=False)
     assert not any("/etc" in source.uri or "/dev/sda" in source.uri for source in sources)
     refused = [note for note in notes if "only a user may name" in note]
-    assert len(refused) == 3
+    assert len(refused) == len(REFUSED)
     (far,) = [source for source in sources if source.uri == mirror]
     wanted = Wanted(pack.map.contents, np.arange(len(DATA)), no_hints())
     for deep in (False, True):  # it has no pack; that is told whenever it is asked
@@ -137,6 +143,19 @@ def test_a_server_is_asked_when_something_is_missing_and_not_before(opener: Sour
 def test_what_is_no_address_is_refused_at_once(opener: SourceOpener, uri: str) -> None:
     with pytest.raises(UsageError, match="expected an address"):
         opener.open(uri)
+
+
+def test_the_password_of_a_server_is_not_shown_whatever_it_is_called(
+    opener: SourceOpener, pack: OpenedPack
+) -> None:
+    with serving(lambda answer, _: answer.give(404, {"Content-Length": "0"}, b"")) as server:
+        url = server.url.replace("//", "//ann:secret@") + "/demo/?token=secret"
+        sources, notes = opener.open_all([url, f"pack:{url}"])
+        assert not server.asked
+        for source in sources:
+            with pytest.raises(SourceError) as caught:
+                source.find(Wanted(pack.map.contents, np.arange(1), no_hints()), deep=False)
+            assert "secret" not in f"{source.uri} {caught.value} {notes}"
 
 
 def test_offline_asks_no_mirror(opener: SourceOpener) -> None:

@@ -56,8 +56,11 @@ def _wait_for(condition: object, process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def holding(code: str, path: Path) -> Iterator[int]:
-    """Another process that does something with the file and keeps it open."""
-    script = f"import sys, os, fcntl, mmap\npath = sys.argv[1]\n{code}\nprint('x', flush=True)\n"
+    """Another process that does something with the file and keeps it open; its name is "python"."""
+    name = "open('/proc/self/comm', 'w').write('python')"
+    script = (
+        f"{name}\nimport sys, os, fcntl, mmap\npath = sys.argv[1]\n{code}\nprint('x', flush=True)\n"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script + "sys.stdin.read()", str(path)],
         stdin=subprocess.PIPE,
@@ -365,3 +368,31 @@ def test_a_change_is_noticed_at_the_end(image: Path) -> None:
         image.unlink()
         with pytest.raises(InUseError, match="is gone"):
             disk.check_unchanged()
+
+
+@needs_root
+def test_who_writes_to_a_partition_uses_the_disk_and_the_other_way_round(tmp_path: Path) -> None:
+    """As a guest does that was given one of them; the kernel keeps neither for itself."""
+    with disks.loop_device(disks.whole_disk(tmp_path)) as disk:
+        run("partx", "--add", disk)
+        try:
+            first, second = (disk.with_name(f"{disk.name}p{number}") for number in (1, 2))
+            with holding("os.open(path, os.O_RDWR)", first) as pid:
+                assert findings(disk) == [f"process {pid} (python) has {first} open to write"]
+                assert findings(second) == []
+            with holding("os.open(path, os.O_RDWR)", disk) as pid:
+                assert findings(second) == [f"process {pid} (python) has {disk} open to write"]
+            with holding("os.open(path, os.O_RDONLY)", first):
+                assert findings(disk) == []
+        finally:
+            run("partx", "--delete", disk)
+
+
+@needs_root
+def test_a_device_behind_a_loop_device_is_used(image: Path) -> None:
+    with disks.loop_device(image) as below:
+        with disks.loop_device(below) as above:
+            assert findings(below) == [f"it is behind the loop device {above}"]
+            assert findings(above) == []
+        with disks.loop_device(below, "--read-only"):
+            assert findings(below) == []

@@ -67,6 +67,28 @@ def test_flattened_json_is_read_too(disk: Path) -> None:
     assert found(disk) == [overlay]
 
 
+def test_json_that_names_several_files_is_read_to_its_end(disk: Path) -> None:
+    one = {"driver": "raw", "file": {"driver": "file", "filename": str(disk)}}
+    other = {"driver": "raw", "file": {"driver": "file", "filename": "another.raw"}}
+    named = json.dumps({"driver": "quorum", "vote-threshold": 1, "children": [other, one]})
+    create("qcow2", disk.with_name("plain.qcow2"), "another.raw")
+    overlay = disk.with_name("overlay.qcow2")
+    head = b"QFI\xfb\0\0\0\3" + struct.pack(">QI", 512, len(named) + 5)
+    overlay.write_bytes(head.ljust(512, b"\0") + f"json:{named}".encode())
+    assert found(disk) == [overlay]
+
+
+def test_a_qcow2_whose_data_lies_in_the_disk_stands_on_it(disk: Path) -> None:
+    outer = disk.with_name("outer.qcow2")
+    options = f"data_file={disk},data_file_raw=on"
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, outer, SIZE]
+    subprocess.run(command, check=True)
+    assert found(disk) == [outer]
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=another.raw"]
+    subprocess.run([*command, "other.qcow2", SIZE], check=True, cwd=disk.parent)
+    assert found(disk) == [outer]
+
+
 def test_an_overlay_on_an_overlay_stands_on_that_one(disk: Path) -> None:
     lower = create("qcow2", disk.with_name("lower.qcow2"), "demo.raw")
     upper = create("qcow2", disk.with_name("upper.qcow2"), "lower.qcow2", of="qcow2")
@@ -182,13 +204,16 @@ def test_a_differencing_vhdx_is_found(disk: Path) -> None:
         b"QFI\xfb\0\0\0\3" + struct.pack(">QI", 1 << 61, 9),
         b"QED\0" + b"\xff" * 60,
         b"QED\0" + b"\xff" * 14,
+        b"QFI\xfb\0\0\0\3" + bytes(92) + struct.pack(">III", 104, 0x44415441, 0xFFFFFFFF),
+        b"QFI\xfb\0\0\0\3" + bytes(92) + struct.pack(">I", 104) + struct.pack(">II", 1, 0) * 9000,
+        b"QFI\xfb\0\0\0\3" + bytes(92) + struct.pack(">I", 0xFFFFFFF8),
         b"KDMV" + b'parentFileNameHint="' + b"x" * 100_000 + b'"',
         b"\0" * 0x40 + b"\x7f\x10\xda\xbe",
         b"conectix" * 64,
         b"vhdxfile",
         b"",
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_a_header_that_lies_names_nothing(disk: Path, head: bytes) -> None:
     disk.with_name("hostile").write_bytes(head)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 from packer.transport import response
 from packer.transport.http import Client, NotFoundError, TransportError
 from packer.transport.ranges import PART_BYTES
+from tests.registry.servers import authority, certificate
 from tests.transport.servers import (
     Answer,
     content_range,
@@ -383,6 +385,53 @@ class TestServersThatLie:
         assert ["Authorization" in headers for _, headers in server.asked] == [True, True]
         assert ["Authorization" in headers for _, headers in other.asked] == [False]
         assert "secret" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://ann:secret@host:99999/?token=secret",
+            "https://ann:secret@[::x]/?token=secret",
+            "https://ann:secret@host/\x1b?token=secret#secret",
+        ],
+    )
+    def test_passwords_in_what_is_no_address_are_not_shown(self, url: str) -> None:
+        with Client(attempts=1) as client, pytest.raises(TransportError) as caught:
+            client.get_size(url)
+        assert "host" in str(caught.value) or "::x" in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+    def test_a_server_that_nobody_knows_is_named_without_the_query(self, tmp_path: Path) -> None:
+        """A query may be a signature, which opens the file for whoever has it."""
+        made = certificate(tmp_path, authority(tmp_path), "localhost")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(made.certificate, made.key)
+        with serving(lambda answer, _: answer.give_range(b"")) as server:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            url = server.url.replace("http:", "https:") + "/file?token=secret"
+            with Client() as client, pytest.raises(TransportError, match="trusted") as caught:
+                client.get_size(url)
+        assert "secret" not in str(caught.value)
+        assert "certificate" in str(caught.value)
+
+    def test_certificates_that_are_not_there_are_named(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+        with pytest.raises(TransportError, match=r"none\.pem"):
+            client.get_size("https://127.0.0.1:1/")
+
+    def test_what_is_no_answer_is_shown_short_and_without_control_characters(self) -> None:
+        def says(answer: Answer, _: int) -> None:
+            answer.wfile.write(b"\x1b[2J" + b"no" * 10_000 + b"\r\n\r\n")
+
+        with (
+            serving(says) as server,
+            Client(attempts=1) as client,
+            pytest.raises(TransportError) as caught,
+        ):
+            client.get_size(server.url)
+        assert "\x1b" not in str(caught.value)
+        assert len(str(caught.value)) < 400
 
     def test_no_cookies_are_kept(self, client: Client) -> None:
         def cookies(answer: Answer, _: int) -> None:

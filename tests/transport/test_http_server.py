@@ -167,6 +167,16 @@ def test_a_request_that_two_programs_could_read_in_two_ways_ends_the_connection(
     assert statuses(answer) == [400], answer
 
 
+@pytest.mark.parametrize("blank", [b" ", b"\t"])
+def test_a_line_of_blanks_costs_no_more_than_another(blank: bytes) -> None:
+    """Strangers send heads: what one costs is processor time of everybody's."""
+    head = b"POST / HTTP/1.1\r\nHost:" + blank * 8000 + b"\x01\r\n\r\n"
+    started = time.process_time()
+    with pytest.raises(Refusal):
+        parse_head(head)
+    assert time.process_time() - started < 0.1
+
+
 def test_bodies_and_heads_beyond_the_bound_are_refused(port: int) -> None:
     assert statuses(talk(port, head("/", "Content-Length: 1001") + b"x" * 1001)) == [413]
     assert statuses(talk(port, head("/", f"Content-Length: {10**11}"))) == [413]

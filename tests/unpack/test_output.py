@@ -62,6 +62,12 @@ def test_another_file_can_get_the_name_instead(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["disk"]
 
 
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_folder_is_no_name_for_a_disk(name: str) -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        Output(Path(name), 10_000)
+
+
 def test_an_existing_file_is_refused_and_untouched(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(b"precious")

@@ -17,7 +17,7 @@ from packer.artifact.opened import OpenedPack
 from packer.unpack import record
 from packer.unpack.record import TICK_NS, DiskRecords, Record
 from tests.artifact.real_packs import write_pack
-from tests.host import in_processes
+from tests.host import as_nobody, in_processes, needs_root
 from tests.unpack.simulated import numbered
 
 MIB = 1 << 20
@@ -183,6 +183,67 @@ def test_a_deleted_disk_is_forgotten_and_one_on_an_absent_medium_is_not(
     assert len(files(records)["records"]) == 2
 
 
+def test_a_disk_on_a_medium_whose_folder_is_empty_now_is_not_forgotten(
+    records: DiskRecords, tmp_path: Path, pack: OpenedPack
+) -> None:
+    """The folder that a medium is mounted on stays when it is unplugged."""
+    disk = disk_in(tmp_path / "stick")
+    records.remember(disk, "raw", pack)
+    (path,) = (records._folder / "records").iterdir()
+    found = msgspec.json.decode(path.read_bytes(), type=Record)
+    elsewhere = msgspec.structs.replace(found, stamp=(found.stamp[0] + 1, *found.stamp[1:]))
+    path.write_bytes(msgspec.json.encode(elsewhere))
+    disk.unlink()
+    records.remember(disk_in(tmp_path / "vms"), "raw", pack)
+    assert len(files(records)["records"]) == 2
+
+
+@needs_root
+def test_a_disk_in_a_folder_that_may_not_be_entered_any_more_is_not_forgotten(
+    records: DiskRecords, tmp_path: Path, pack: OpenedPack
+) -> None:
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    work = tmp_path / "work"
+    work.mkdir()
+    work.chmod(0o777)
+
+    def try_it() -> None:
+        mine = DiskRecords(work / "disks")
+        closed = disk_in(work / "closed")
+        assert mine.remember(closed, "raw", pack) == ""
+        closed.parent.chmod(0)
+        assert mine.remember(disk_in(work / "vms"), "raw", pack) == ""
+        assert len(files(mine)["records"]) == 2
+
+    as_nobody(try_it)
+
+
+def test_what_killed_runs_have_left_is_removed(
+    records: DiskRecords, disk: Path, pack: OpenedPack
+) -> None:
+    records.remember(disk, "raw", pack)
+    kept = files(records)
+    (records._folder / "packs" / "0123.vmpack.0123456789ab.partial" / "blobs").mkdir(parents=True)
+    (records._folder / "records" / "0123.json.0123456789ab.partial").write_bytes(b"{")
+    records.remember(disk, "raw", pack)
+    assert files(records) == kept
+
+
+@pytest.mark.parametrize("odd", ["link", "folder"])
+def test_what_does_not_belong_among_the_records_keeps_nothing_from_being_remembered(
+    records: DiskRecords, disk: Path, pack: OpenedPack, odd: str
+) -> None:
+    records.remember(disk, "raw", pack)
+    path = records._folder / "records" / "odd.json"
+    if odd == "link":
+        path.symlink_to("nowhere")
+    else:
+        path.mkdir()
+    assert records.remember(disk, "raw", pack) == ""
+    assert records.find(disk) is not None
+
+
 def test_there_are_no_more_records_than_a_bound(
     records: DiskRecords, tmp_path: Path, pack: OpenedPack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,8 +265,12 @@ def test_there_are_no_more_records_than_a_bound(
         b'{"schema": 2}',
         b'{"schema": 1, "path": "/x", "container": "raw", "stamp": [1, 2, 3, 4], "identity": "", '
         b'"name": "demo", "version": 1}',
+        b'{"schema": 1, "path": "/%00", "container": "raw", "stamp": [1, 2, 3, 4, 5], "identity": '
+        b'"sha256:' + b"0" * 64 + b'", "name": "demo", "version": 1}',
+        b'{"schema": 1, "path": "/x", "container": "odd", "stamp": [1, 2, 3, 4, 5], "identity": '
+        b'"sha256:' + b"0" * 64 + b'", "name": "demo", "version": 1}',
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_a_damaged_record_is_no_record_and_is_replaced(
     records: DiskRecords, disk: Path, pack: OpenedPack, damage: bytes

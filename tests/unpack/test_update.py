@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -101,7 +102,7 @@ class Scene:
         container: str | None = None,
         overlays: tuple[Path, ...] = (),
     ) -> UpdateReport:
-        with old_disk(disk, overlays=overlays, records=self.records) as old:
+        with old_disk(disk, overlays=overlays, force=force, records=self.records) as old:
             held = identify(old, pack, was=was, force=force, allow_older=allow_older, jobs=2)
             return update(old, held, pack, sources, container=container, jobs=2)
 
@@ -334,6 +335,29 @@ def test_a_run_that_ended_before_its_record_was_written_is_over(
     assert found.label == "demo:2"
 
 
+def test_what_a_record_says_of_another_file_does_not_count_against_the_users_word(
+    scene: Scene, one: OpenedPack, two: OpenedPack
+) -> None:
+    """A disk of another name, or of a later version, lay there before."""
+    for number, other in enumerate((scene.pack(TWO, 9, name="other"), scene.pack(ONE[:3], 7))):
+        disk = scene.disk(other, f"{number}.raw")
+        disk.rename(disk.with_suffix(".away"))  # so that no file gets its inode
+        disk.write_bytes(image(ONE))
+        report = scene.update(disk, two, was=one)
+        assert report.before == "demo:1"
+        assert disk.read_bytes() == image(TWO)
+
+
+def test_a_disk_that_was_moved_to_where_another_one_lay_is_known_by_its_file(
+    scene: Scene, disk: Path, two: OpenedPack
+) -> None:
+    other = scene.disk(scene.pack(TWO, 9, name="other"), "other.raw")
+    disk.replace(other)
+    report = scene.update(other, two)
+    assert report.before == "demo:1"
+    assert other.read_bytes() == image(TWO)
+
+
 # -- the file --------------------------------------------------------------------------------------
 
 
@@ -354,6 +378,59 @@ def test_the_owner_is_kept(scene: Scene, two: OpenedPack, container: str) -> Non
     scene.update(disk, two)
     found = disk.stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 4321, 0o640)
+
+
+@needs_root
+def test_a_disk_that_its_owner_may_not_write_to_is_gone_on_with(
+    scene: Scene, disk: Path, two: OpenedPack
+) -> None:
+    """Root may open anything; the second run of another owner has to open what the first made."""
+    for path in (scene.folder, *scene.folder.parents[:2]):
+        path.chmod(0o755)
+    os.chown(scene.vms, 65534, 65534)
+    os.chown(disk, 65534, 65534)
+    disk.chmod(0o440)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def try_it() -> None:
+        scene.records = DiskRecords(scene.vms / "records")
+        with pytest.raises(KeyboardInterrupt):
+            scene.update(disk, two, Watching(interrupted), force=True)
+        report = scene.update(disk, two, force=True)
+        assert report.unpacked is not None
+
+    as_nobody(try_it)
+    assert disk.read_bytes() == image(TWO)
+    assert stat.S_IMODE(disk.stat().st_mode) == 0o440
+
+
+@pytest.mark.parametrize("container", ["raw", "qcow2"])
+def test_lists_of_access_and_attributes_are_kept(
+    scene: Scene, two: OpenedPack, container: str
+) -> None:
+    """The mode of a file with such a list shows for its group what other users may do."""
+    disk = scene.disk(scene.pack(ONE, 1), f"demo.{container}", container)
+    disk.chmod(0o600)
+    run("setfacl", "-m", "u:1234:rw", disk)
+    os.setxattr(disk, "user.note", b"mine")
+    before = run("getfacl", "-cpn", disk)
+    assert "user:1234:rw-" in before
+    assert "group::---" in before
+    scene.update(disk, two)
+    assert run("getfacl", "-cpn", disk) == before
+    assert os.getxattr(disk, "user.note") == b"mine"
+
+
+def test_the_list_of_access_that_a_folder_gives_new_files_is_not_given_to_a_disk(
+    scene: Scene, disk: Path, two: OpenedPack
+) -> None:
+    disk.chmod(0o640)
+    before = run("getfacl", "-cpn", disk)
+    run("setfacl", "-d", "-m", "u:1234:rw", scene.vms)
+    scene.update(disk, two)
+    assert run("getfacl", "-cpn", disk) == before
 
 
 class Watching(Simulated):
@@ -470,6 +547,54 @@ def test_overlays_elsewhere_are_found_in_folders_that_are_named(
         scene.update(disk, two, overlays=(overlay.parent,))
     with pytest.raises(UsageError, match="expected a folder with overlays"):
         scene.update(disk, two, overlays=(scene.folder / "typo",))
+
+
+def test_an_overlay_that_is_made_meanwhile_is_found_before_the_rename(
+    scene: Scene, disk: Path, two: OpenedPack
+) -> None:
+    overlay = scene.vms / "overlay.qcow2"
+
+    def make_it() -> None:
+        if not overlay.exists():
+            create("qcow2", overlay, "demo.raw")
+
+    with pytest.raises(InUseError, match=f"is the backing file of {overlay}"):
+        scene.update(disk, two, Watching(make_it))
+    assert disk.read_bytes() == image(ONE)
+
+
+def test_what_an_interrupted_run_has_left_is_no_overlay_whatever_its_guest_wrote(
+    scene: Scene, disk: Path
+) -> None:
+    header = b"QFI\xfb\0\0\0\3" + struct.pack(">QI", 20, 8) + b"demo.raw" + BOOT[28:]
+    pack = scene.pack([header, *TWO[1:]], 2, carried=(Class.BOOT, Class.PRIVATE))
+    with pytest.raises(MissingError):
+        scene.update(disk, pack)
+    scene.update(disk, pack, Simulated("later:", {2: TWO[2]}))
+    assert disk.read_bytes() == image([header, *TWO[1:]])
+
+
+@needs_root
+def test_a_file_that_may_be_an_overlay_and_cannot_be_read_needs_force(
+    scene: Scene, disk: Path, two: OpenedPack
+) -> None:
+    for path in (scene.folder, *scene.folder.parents[:2]):
+        path.chmod(0o755)
+    overlay = create("qcow2", scene.vms / "overlay.qcow2", "demo.raw")
+    overlay.chmod(0o600)
+    for path in (scene.vms, disk):
+        os.chown(path, 65534, 65534)
+
+    def try_it() -> None:
+        scene.records = DiskRecords(scene.vms / "records")
+        with pytest.raises(InUseError, match=f"cannot tell .*{overlay}: Permission") as caught:
+            scene.update(disk, two)
+        assert "--force" in caught.value.hint
+        with old_disk(disk, force=True, records=scene.records) as old:
+            assert len(old.notes) == 1
+
+    as_nobody(try_it)
+    assert disk.read_bytes() == image(ONE)
 
 
 def test_a_disk_that_is_written_to_meanwhile_is_not_replaced(

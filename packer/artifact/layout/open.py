@@ -92,12 +92,20 @@ def is_layout(path: str | Path) -> bool:
     return place.is_file() and holds_layout(place)
 
 
+def check_takes_extras(path: str | Path) -> None:
+    """Raise UsageError unless what `create_layout` would write there takes files beside it."""
+    place = Path(path)
+    taken = place.suffix.lower() == ".iso" or str(path).endswith("/") or place.is_dir()
+    if is_reference(str(path)) or not taken:
+        raise UsageError(
+            f"{path}: only an ISO image (.iso) or a folder (ends in /) takes files beside the pack"
+        )
+
+
 def _is_tar(start: bytes) -> bool:
     return start[257:262] == b"ustar"
 
 
 def _refuse_extras(path: str | Path, extras: Sequence[Extra]) -> None:
     if extras:
-        raise UsageError(
-            f"{path}: only an ISO image (.iso) or a folder (ends in /) takes files beside the pack"
-        )
+        check_takes_extras(path)

@@ -76,8 +76,7 @@ def take_left_behind(final: Path, keep: Path) -> None:
     """Remove what runs that were killed have left of writing `final`.
 
     keep: folder that gets what had come over the network by then. A run that lives holds a lock
-    on its folder. A folder with a whole layout stays: that can be the pack which a killed run was
-    about to replace, and the only one.
+    on its folder.
     """
     name = re.compile(re.escape(final.name[:_SHOWN_CHARACTERS]) + r"\.[0-9a-f]{12}\.partial")
     with contextlib.suppress(OSError):
@@ -93,7 +92,7 @@ def _take_if_left_behind(folder: Path, keep: Path) -> None:
             own = os.fstat(fd).st_uid == os.geteuid()
             # Elsewhere a lock may reach no further than its host, and another one may write here.
             local = file_system_type(fd) in LOCAL_TYPES
-            if own and local and not (folder / "oci-layout").exists():
+            if own and local:
                 if (folder / FETCHED).is_dir():
                     keep.mkdir(exist_ok=True)
                     for place in (folder / FETCHED, folder / "blobs" / "sha256"):

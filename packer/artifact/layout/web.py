@@ -38,7 +38,7 @@ class WebLayout:
 
     def __init__(self, url: str, client: Client | None = None) -> None:
         if not is_address(url):
-            raise UsageError(f"{url}: expected an address like https://host/directory/")
+            raise UsageError(f"{visible(url)}: expected an address like https://host/directory/")
         self.location = visible(url)
         self._client = client or Client()
         self._shared = client is not None

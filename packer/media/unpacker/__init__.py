@@ -1,0 +1,3 @@
+from packer.media.unpacker.carried import KINDS, Unpacker, find_unpacker
+
+__all__ = ["KINDS", "Unpacker", "find_unpacker"]
