@@ -274,7 +274,8 @@ def _choose(parts: Sequence[_Part], writer: LayoutWriter, fit: Fit) -> _Chosen:
             best, least = tried, left
         if 0 <= left <= fit.capacity_bytes // FULL_ENOUGH:
             break
-        room += left if left < 0 else left // 2
+        # Of too much, less than was taken; there may have been room to spare.
+        room = room + left // 2 if left > 0 else left + sum(one.size for one in tried.stand_ins())
     return best
 
 

@@ -1,4 +1,4 @@
-"""Stored frames of a pack as they are, each proven before it is handed on: nobody signs an index."""
+"""Stored frames as they are, each proven before it is handed on: nobody signs a frame index."""
 
 from __future__ import annotations
 

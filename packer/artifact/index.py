@@ -51,6 +51,12 @@ class Index:
         count = frame_counts(contents.size[self.content])
         return _contents_in(len(self.bundle), self.first_frame, count) > 0
 
+    def bundle_bytes(self) -> list[int]:
+        """Return for each bundle how many bytes of it are frames."""
+        sizes = np.zeros(len(self.bundles), dtype=np.int64)
+        np.add.at(sizes, self.bundle, self.stored_bytes)
+        return [int(size) for size in sizes]
+
     def of_contents(self, rows: NDArray[np.int64]) -> Index:
         """Return the same frames, with those contents alone."""
         kept = np.isin(self.content, rows)

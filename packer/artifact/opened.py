@@ -153,12 +153,17 @@ class OpenedPack:
             raise InputError(f"{where}: expected at most {most} bytes, the frame says {size}")
         with self._named():
             index = decode_index(decompress(frame, size, "frame index"), contents)
-        here = {bundle.digest for bundle in self.manifest.bundles().values()}
-        if absent := set(index.bundles) - here:
+        here = {bundle.digest: bundle.size for bundle in self.manifest.bundles().values()}
+        if absent := set(index.bundles) - here.keys():
             raise InputError(
                 f"{where}: expected the bundles of this copy only, found {len(absent)} others, "
                 f"such as {min(absent)!r:.100}"
             )
+        for bundle, size in zip(index.bundles, index.bundle_bytes(), strict=True):
+            if size > here[bundle]:
+                raise InputError(
+                    f"{where}: expected frames of {here[bundle]} bytes in {bundle}, found {size}"
+                )
         return index
 
     @cached_property

@@ -57,7 +57,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         f"with: {', '.join(UNPACKERS)} (default: host), or a folder that has it",
     )
     parser.add_argument(
-        "destination", help="file, .iso, new folder/ (ends in /) or oci://…, to write"
+        "destination", help="file, .iso, folder/ (ends in /) or oci://…, to write"
     )
     parser.add_argument("--force", action="store_true", help="replace the destination")
     add_common(parser, jobs=False)
@@ -86,18 +86,19 @@ def add_extent(parser: argparse.ArgumentParser, *, fit: bool = True) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Copy."""
-    if options.against and not options.fit:
+    if options.against and options.fit is None:
         raise UsageError("--against says what a medium need not hold: it goes with --fit")
+    capacity = None if options.fit is None else capacity_bytes(options.fit)
     unpacker = _unpacker(options)
     with ExitStack() as stack:
         packs = [stack.enter_context(open_pack(one)) for one in options.pack]
         for pack in packs:
             note_expiry(pack.config)
         extent: Extent | Fit = options.extent
-        if options.fit:
+        if capacity is not None:
             opener = stack.enter_context(SourceOpener(own_store(None)))
             against: list[Against] = [open_against(one, opener) for one in options.against]
-            extent = Fit(capacity_bytes(options.fit), [chances(pack, against) for pack in packs])
+            extent = Fit(capacity, [chances(pack, against) for pack in packs])
         extras = unpacker.extras if unpacker else ()
         layout = create_layout(options.destination, replace=options.force, extras=extras)
         writer = stack.enter_context(layout)
@@ -136,22 +137,24 @@ def _print_unpacker(unpacker: Unpacker | None) -> None:
 
 
 def as_json(destination: str, report: CopyReport) -> dict[str, object]:
-    """Return a report for machines."""
+    """Return a report for machines: a list of packs; of one alone, its fields besides."""
+    packs: list[dict[str, object]] = [
+        {
+            "name": one.ref_name,
+            "identity": one.identity,
+            "manifest": one.manifest,
+            "lacking": {
+                name: {"count": count, "bytes": size}
+                for name, (count, size) in one.lacking.items()
+            },
+        }
+        for one in report.packs
+    ]
     return {
         "output": destination if is_reference(destination) else str(Path(destination)),
         "bytes": report.medium_bytes,
-        "packs": [
-            {
-                "name": one.ref_name,
-                "identity": one.identity,
-                "manifest": one.manifest,
-                "lacking": {
-                    name: {"count": count, "bytes": size}
-                    for name, (count, size) in one.lacking.items()
-                },
-            }
-            for one in report.packs
-        ],
+        "packs": packs,
+        **(packs[0] if len(packs) == 1 else {}),
     }
 
 

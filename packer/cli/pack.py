@@ -50,7 +50,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "-o",
         required=True,
         metavar="PACK",
-        help="file, or folder/ (ends in /), to write",
+        help="file, .iso or folder/ (ends in /), to write",
     )
     parser.add_argument("--name", help="the pack's name (default: from the output's)")
     parser.add_argument(
@@ -156,6 +156,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--level {options.level}: expected 1 to 22")
     if options.delta and not options.base:
         raise UsageError("--delta makes patches against another pack: name it with --base")
+    if options.delta and options.thin:
+        raise UsageError("--delta and --thin contradict each other: patches go into full packs")
     if options.unsigned and options.key:
         raise UsageError("--unsigned and --key contradict each other")
     with (
@@ -188,11 +190,7 @@ def _pack(options: argparse.Namespace, opener: SourceOpener, base: OpenedPack | 
             note(found.note)
         return found.packages
 
-    inherited = (
-        base.config if base is not None and options.name in (None, base.config.name) else None
-    )
-    name = options.name or (inherited.name if inherited else _default_name(options.output))
-    version = options.pack_version or (inherited.version + 1 if inherited else 1)
+    name, version = _name_and_version(options, base)
     return pack(
         options.image,
         options.output,
@@ -233,8 +231,18 @@ def _show_privacy(review: Review) -> None:
     print(f"  {advice(review.findings)}", file=sys.stderr)
 
 
+def _name_and_version(options: argparse.Namespace, base: OpenedPack | None) -> tuple[str, int]:
+    """Return what was asked for, else what follows on the base, else a beginning."""
+    name, version = options.name, options.pack_version
+    if name is None:
+        name = base.config.name if base else _default_name(options.output)
+    if version is None:
+        version = base.config.version + 1 if base and name == base.config.name else 1
+    return name, version
+
+
 def _default_name(output: str) -> str:
-    stem = Path(output.rstrip("/")).name.removesuffix(".vmpack")
+    stem = Path(output.rstrip("/")).name.removesuffix(".vmpack").removesuffix(".iso")
     name = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")
     if not name:
         raise UsageError(f"no pack name can be made of {output!r}", hint="give one with --name")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from packer.cli.options import add_common, add_verb, own_store, print_json
+from packer.errors import UsageError
 from packer.inspect.summary import Summary, check_gates, markdown, summarise
 from packer.media.capacity import capacity_bytes
 from packer.pack.against import open_against
@@ -41,7 +42,18 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(options: argparse.Namespace) -> int:
-    """Summarise; the gates come last, so that the figures are seen."""
+    """Summarise; what breaks a limit comes last, so that the figures are seen."""
+    limits = {
+        name: capacity_bytes(limit)
+        for name, limit in (
+            ("thin", options.max_thin),
+            ("full", options.max_full),
+            ("fetch", options.max_fetch),
+        )
+        if limit is not None
+    }
+    if "fetch" in limits and not options.against:
+        raise UsageError("--max-fetch limits what hosts fetch: name them with --against")
     with open_pack(options.pack) as pack, SourceOpener(own_store(None)) as opener:
         hosts = [(one, open_against(one, opener)) for one in options.against]
         summary = summarise(pack, hosts)
@@ -50,13 +62,13 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(markdown(summary), end="", flush=True)
     figures = [
-        ("a thin copy", options.max_thin, summary.thin_bytes),
-        ("a full copy", options.max_full, summary.full_bytes),
-        *((f"fetched by {name}", options.max_fetch, size) for name, size in summary.fetch),
+        ("thin", "a thin copy", summary.thin_bytes),
+        ("full", "a full copy", summary.full_bytes),
+        *(("fetch", f"fetched by {name}", size) for name, size in summary.fetch),
     ]
     check_gates(
         summary,
-        [(what, size, capacity_bytes(limit)) for what, limit, size in figures if limit],
+        [(what, size, limits[name]) for name, what, size in figures if name in limits],
     )
     return 0
 

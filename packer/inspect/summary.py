@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packer.artifact.contents import Class
-from packer.artifact.index import frame_counts
 from packer.artifact.opened import OpenedPack
 from packer.errors import InputError, PolicyError
 from packer.inspect.pack import PackSummary, inspect_pack
@@ -51,12 +50,12 @@ def summarise(pack: OpenedPack, hosts: Sequence[tuple[str, Against]]) -> Summary
     fetch = []
     for name, held_by in hosts:
         lacking = np.setdiff1d(shared, held_by(contents, pack.hints, shared))
-        fetch.append((name, _stored_bytes(pack, lacking)))
+        fetch.append((name, _fetched_bytes(pack, lacking)))
     return Summary(
         found,
         found.stored_bytes - left_out,
         found.stored_bytes,
-        _stored_bytes(pack, shared),
+        _fetched_bytes(pack, shared),
         tuple(fetch),
     )
 
@@ -123,15 +122,13 @@ def markdown(summary: Summary) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _stored_bytes(pack: OpenedPack, rows: NDArray[np.int64]) -> int:
-    """Return the bytes of the frames that hold these contents."""
-    index = pack.index
-    here = np.isin(index.content, rows)
-    count = frame_counts(pack.map.contents.size[index.content[here]])
-    ends = np.zeros(len(index.bundle) + 1, dtype=np.int64)
-    np.add.at(ends, index.first_frame[here], 1)
-    np.add.at(ends, index.first_frame[here] + count, -1)
-    return int(index.stored_bytes[np.cumsum(ends[:-1]) > 0].sum())
+def _fetched_bytes(pack: OpenedPack, rows: NDArray[np.int64]) -> int:
+    """Return the bytes of the frames that hold these contents and that no thin copy carries."""
+    index, bundles = pack.index, pack.manifest.bundles()
+    thin = [one.digest for title, one in bundles.items() if not title.startswith("shared")]
+    left_out = ~np.isin(index.bundles, thin)[index.bundle]
+    used = index.of_contents(rows).used_frames(pack.map.contents)
+    return int(index.stored_bytes[used & left_out].sum())
 
 
 def _quoted(text: str) -> str:

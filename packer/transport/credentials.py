@@ -11,8 +11,11 @@ import base64
 import binascii
 import os
 import re
+import select
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,31 +155,59 @@ def _ask(path: Path, helper: str, server: str) -> Credentials | None:
         raise UsageError(f"{path}: expected the name of a credential helper, found {helper!r:.100}")
     program = f"docker-credential-{helper}"
     try:
-        done = subprocess.run(
-            [program, "get"],
-            input=server.encode(),
-            capture_output=True,
-            timeout=HELPER_SECONDS,
-            check=False,
-        )
+        status, output = _run(program, server)
     except OSError as error:
         raise UsageError(
             f"{path}: names the credential helper {program}, which cannot be run: {error.strerror}",
             hint=f"install it, or remove it from {path}",
         ) from error
-    except subprocess.TimeoutExpired as error:
-        raise Error(f"{program}: no answer within {HELPER_SECONDS:g} s") from error
-    if done.returncode:
-        said = (done.stdout + done.stderr)[:400].decode("utf-8", "replace").strip()
+    if status:
+        said = output[:400].decode("utf-8", "replace").strip()
         if _NOT_FOUND in said.lower():
             return None
         raise Error(f"{program}: failed for {server}: {printable(said)}")
     try:
-        if len(done.stdout) > MAX_ANSWER_BYTES:
-            raise ValueError(f"{len(done.stdout)} bytes")
-        answer = msgspec.json.decode(done.stdout, type=_Answer)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        answer = msgspec.json.decode(output, type=_Answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Error(f"{program}: expected user name and secret as JSON: {error}") from error
     if answer.username == _TOKEN_USER:
         return Credentials(identity_token=answer.secret)
     return Credentials(answer.username, answer.secret)
+
+
+def _run(program: str, server: str) -> tuple[int, bytes]:
+    """Return a helper's exit status and output; what it tells the person goes to the terminal.
+
+    Raises OSError when it cannot be run, Error when it takes too long or says too much.
+    """
+    end = time.monotonic() + HELPER_SECONDS
+    pipe = subprocess.PIPE
+    with subprocess.Popen([program, "get"], stdin=pipe, stdout=pipe, bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            with suppress(BrokenPipeError):  # one with a fixed answer need not read the question
+                process.stdin.write(server.encode())
+            process.stdin.close()
+            output = _read_output(process.stdout.fileno(), end)
+            if len(output) > MAX_ANSWER_BYTES:
+                raise Error(f"{program}: expected at most {MAX_ANSWER_BYTES} bytes, found more")
+            return process.wait(max(0.0, end - time.monotonic())), output
+        except (TimeoutError, subprocess.TimeoutExpired) as error:
+            raise Error(f"{program}: no answer within {HELPER_SECONDS:g} s") from error
+        finally:
+            process.kill()
+
+
+def _read_output(fd: int, end: float) -> bytes:
+    """Return what comes, a little more than MAX_ANSWER_BYTES at most. Raises TimeoutError."""
+    output = bytearray()
+    while len(output) <= MAX_ANSWER_BYTES:
+        readable, _, _ = select.select([fd], [], [], max(0.0, end - time.monotonic()))
+        if not readable:
+            raise TimeoutError
+        data = os.read(fd, 1 << 14)
+        if not data:
+            break
+        output += data
+    return bytes(output)

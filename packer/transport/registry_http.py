@@ -48,6 +48,10 @@ class RefusedError(TransportError):
     """The registry understands the request and does not want it."""
 
 
+class Expired(Transient):
+    """Where the registry points to, this address is not or no longer valid; it may name another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """An answer with a status of 200 to 399, and its body."""
@@ -124,8 +128,7 @@ class _Session(OneHostSession):
         several = response.status_code == 400 and "," in str(request.headers.get("Range", ""))
         if response.status_code in EXPIRED_STATUS and not several:
             response.close()
-            # Asking the registry again brings a fresh address.
-            raise Transient(
+            raise Expired(
                 f"{origin(request.url or '')}, where the registry points to, "
                 f"answers {response.status_code}"
             )

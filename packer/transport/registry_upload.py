@@ -11,7 +11,7 @@ from collections.abc import Callable
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from packer.progress import Advance
-from packer.transport.registry_http import Answer, RefusedError, RegistryHttp, Sending
+from packer.transport.registry_http import Answer, Expired, RefusedError, RegistryHttp, Sending
 from packer.transport.response import NotFoundError, Transient, TransportError, visible
 
 CHUNK_BYTES = 16 << 20
@@ -118,7 +118,7 @@ class Upload:
         """Go on where the registry says, or begin again when it has forgotten."""
         try:
             answer = self._http.exchange_once("GET", self._location)
-        except (NotFoundError, RefusedError):
+        except (NotFoundError, RefusedError, Expired):
             self._begin()
             return
         self._expect(answer, 200, 202, 204)

@@ -46,6 +46,9 @@ MAX_RECORD_BYTES = 1 << 16
 TICK_NS = 20_000_000
 """Clocks of file systems go on in steps of up to 10 ms."""
 
+_COARSE_TYPES = frozenset(("exfat", "vfat"))
+"""Times of writes go on in steps of two seconds, those of renames in shorter ones or not at all."""
+
 _MAP_LEVEL = 9
 _Stamp = tuple[int, int, int, int, int]
 _Container = Literal["raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi", "parallels"]
@@ -74,13 +77,14 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Return whether nobody can have written to a disk since it got its name.
 
         Its last write must lie before the rename that gave it its name by more than a tick of the
-        clock: then any later write shows, on file systems whose times are this host's own.
+        clock: then any later write shows, on file systems whose times are this host's own and as
+        exact as those of renames.
         """
         *_, mtime_ns, ctime_ns = self.stamp
         with disk.open("rb") as file:
-            own = file_system_type(file.fileno()) in LOCAL_TYPES
+            exact = file_system_type(file.fileno()) in LOCAL_TYPES - _COARSE_TYPES
             now = stamp_of(os.fstat(file.fileno()))
-        return own and now == self.stamp and mtime_ns + TICK_NS < ctime_ns
+        return exact and now == self.stamp and mtime_ns + TICK_NS < ctime_ns
 
 
 class DiskRecords:

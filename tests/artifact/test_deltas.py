@@ -149,7 +149,7 @@ def test_a_patch_never_makes_more_than_it_should() -> None:
 
 def test_a_patch_that_asks_for_more_memory_than_it_needs_is_refused() -> None:
     base, new = noise(10_000, 1), noise(20_000, 2)
-    option = {pyzstd.CParameter.windowLog: 27, pyzstd.CParameter.contentSizeFlag: 1}
+    option: dict[int, int] = {pyzstd.CParameter.windowLog: 27}
     made = pyzstd.ZstdCompressor(option, zstd_dict=as_base(base).as_prefix)
     patch = made.compress(new[:5000]) + made.flush(made.FLUSH_BLOCK)
     patch += made.compress(new[5000:], made.FLUSH_FRAME)

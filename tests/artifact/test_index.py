@@ -89,9 +89,13 @@ def test_an_index_that_breaks_a_rule_is_named_with_it(
 def test_two_large_contents_never_overlap() -> None:
     """What a frame of a large content holds beside it would be torn apart on a smaller medium."""
     contents = contents_of([bytes(2 * MIB + 1), b"x" * (2 * MIB + 2)])
-    honest = Index(
-        ("sha256:" + "0" * 64,),
-        *(column(*[n] * 6) for n in (0, 0, 70, MIB)),
+    six = column(*[1] * 6)
+    honest = replace(
+        index(),
+        bundle=0 * six,
+        frame_offset=70 * (np.cumsum(six) - 1),
+        stored_bytes=70 * six,
+        frame_bytes=MIB * six,
         content=column(0, 1),
         first_frame=column(0, 3),
         offset=column(0, 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,29 @@ def test_an_index_may_name_the_bundles_of_its_own_copy_only(open_with: OpenWith)
     index = Index(bundles, none, none, none, none, none, none, none)
     with pytest.raises(InputError, match="bundles of this copy only, found 1000 others"):
         _ = open_with(index=compress(encode_index(index), 3)).index
+
+
+def test_frames_that_reach_past_their_bundle_are_refused(tmp_path: Path) -> None:
+    with write_pack(tmp_path / "a.vmpack", DATA, CLASSES) as pack:
+        index = pack.index
+        sizes = [layer.size for layer in pack.manifest.bundles().values()]
+        assert index.bundle_bytes() == sizes
+        longer = index.stored_bytes + (np.arange(len(index.bundle)) == 1)
+        with pytest.raises(InputError, match=f"frames of {sizes[1]} bytes in .*{sizes[1] + 1}"):
+            _ = with_index(pack, replace(index, stored_bytes=longer)).index
+
+
+def with_index(pack: OpenedPack, index: Index) -> OpenedPack:
+    """Return a copy of a pack with another frame index, which nobody signs."""
+    place = f"{pack.layout.location}.changed"
+    with create_layout(place) as writer:
+        for blob in (*pack.manifest.kept(), *pack.manifest.bundles().values()):
+            writer.copy(pack.layout, manifests.Blob(blob.digest, blob.size))
+        changed = writer.add(compress(encode_index(index), 3))
+        bundles = {t: manifests.Blob(b.digest, b.size) for t, b in pack.manifest.bundles().items()}
+        manifest = manifests.copy_of(pack.manifest, changed, bundles)
+        writer.finish([manifests.Entry(manifest, pack.config.ref_name)])
+    return OpenedPack(open_layout(place))
 
 
 def test_an_error_in_a_part_names_the_pack(open_with: OpenWith) -> None:

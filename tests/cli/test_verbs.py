@@ -30,8 +30,17 @@ def test_every_verb_that_works_prints_json_and_nothing_else(run: Run, image: Pat
     assert (looked.json["identity"], looked.json["stubs"]) == (identity, [])
     assert run("inspect", image, "--json").json["size"] == 3 * MIB
 
+    other = run("pack", image, "-o", "other.iso", "--no-packages", "--json")
+    assert (other.json["name"], other.json["output"]) == ("other", "other.iso")
+    Path("other.iso").rename("other.vmpack")
+
     copied = run("copy", "demo.vmpack", "--boot", "boot.vmpack", "--json")
     assert (copied.json["identity"], list(copied.json["lacking"])) == (identity, ["private"])
+    (one,) = copied.json["packs"]
+    assert one.items() <= copied.json.items()
+    both = run("copy", "demo.vmpack", "other.vmpack", "both.vmpack", "--json").json
+    assert [one["name"] for one in both["packs"]] == ["demo:1", "other:1"]
+    assert "identity" not in both
     assert run("inspect", "boot.vmpack", "--json", "--stubs").json["stubs"]
 
     planned = run("unpack", "demo.vmpack", "--dry-run", "--offline", "--json")

@@ -162,13 +162,14 @@ def test_the_new_disk_is_flushed_before_it_gets_the_name_and_the_name_after(
     run_vmpack: Vmpack, disk: Path, versions: Versions, room: Path
 ) -> None:
     """As the kernel sees it: after a power cut the name leads to one of the two, whole."""
-    log = room / "calls"
-    calls_seen = "trace=fsync,rename,renameat,renameat2,openat"
-    command = ["strace", "-f", "-y", "-e", calls_seen, "-o", str(log)]
+    traced = "trace=fsync,rename,renameat,renameat2,openat"
+    command = ["strace", "-ff", "-y", "-e", traced, "-o", str(room / "calls")]
     run_vmpack.good("update", disk, versions.packs[1], "-q", "--no-store", before=command)
-    lines = [line for line in log.read_text().splitlines() if str(disk.parent) in line]
+    threads = [path.read_text() for path in room.glob("calls.*")]
+    (log,) = [text for text in threads if "rename" in text and str(disk) in text]
+    lines = [line for line in log.splitlines() if str(disk.parent) in line]
     calls = [line for line in lines if "openat(" not in line]
-    order = [line.partition("(")[0].split()[-1] for line in calls]
+    order = [line.partition("(")[0] for line in calls]
     assert order == ["fsync", "rename", "fsync"], calls
     assert f"{disk}.partial>" in calls[0]
     assert f'"{disk}.partial", "{disk}"' in calls[1]

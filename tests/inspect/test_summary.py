@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from packer.artifact.contents import Class
@@ -34,6 +36,17 @@ def test_the_figures_are_those_of_the_bundles(tmp_path: Path) -> None:
     ((name, fetched),) = found.fetch
     assert name == "host.inv"
     assert 300_000 < fetched < 300_200, "one frame of noise"
+
+
+def test_what_a_thin_copy_carries_in_its_own_bundles_is_not_fetched(tmp_path: Path) -> None:
+    """A next version leaves a content that is shared by now in the private bundle of its base."""
+    old = [Class.BOOT, *[Class.PRIVATE] * 5]
+    with write_pack(tmp_path / "full.vmpack", DATA, old) as pack:
+        relabelled = replace(pack.map.contents, classes=np.array(CLASSES, dtype=np.uint8))
+        pack.__dict__["map"] = replace(pack.map, contents=relabelled)
+        found = summarise(pack, [("nobody", lambda *_: _[2][:0])])
+    assert (found.nothing_bytes, found.fetch) == (0, (("nobody", 0),))
+    assert found.thin_bytes == found.full_bytes
 
 
 def test_a_gate_that_is_passed_fails_and_says_by_how_much(tmp_path: Path) -> None:

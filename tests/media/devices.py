@@ -41,7 +41,18 @@ def same_start(one: Path, other: Path, size: int) -> bool:
 def at_a_terminal(
     vmpack: Vmpack, answer: str, *arguments: str | Path
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command for a person who types an answer."""
+    """Run the command for a person who reads the question and types an answer."""
+    with asked(vmpack, *arguments) as (process, shown, keyboard):
+        os.write(keyboard, os.fsencode(answer))
+        printed, said = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, shown + said)
+
+
+@contextmanager
+def asked(
+    vmpack: Vmpack, *arguments: str | Path
+) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
+    """Run the command until it asks or ends: (the process, what it has said, the keyboard)."""
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(
@@ -53,12 +64,14 @@ def at_a_terminal(
             stderr=subprocess.PIPE,
             text=True,
         )
-        os.write(ours, os.fsencode(answer))
-        printed, said = process.communicate(timeout=120)
+        assert process.stderr is not None
+        shown = ""
+        while "to overwrite it: " not in shown and (letter := process.stderr.read(1)):
+            shown += letter
+        yield process, shown, ours
     finally:
         os.close(ours)
         os.close(theirs)
-    return subprocess.CompletedProcess(process.args, process.returncode, printed, said)
 
 
 _READ = "iflag=count_bytes,skip_bytes status=none"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -249,15 +250,37 @@ def test_an_address_that_never_works_is_given_up(
     assert "5 attempts" in str(caught.value)
 
 
+def sends_to(other: Proxy) -> Callable[[Request], None]:
+    """Answers as the registry does, with an upload's address on another host."""
+
+    def send_away(request: Request) -> None:
+        status, headers, body = request.ask()
+        parts = urlsplit(headers["Location"])
+        location = parts._replace(netloc=other.host).geturl()
+        request.give(status, {**headers, "Location": location}, body)
+
+    return send_away
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_an_upload_that_another_host_has_forgotten_begins_again(
+    docker_registry: Running, guarded: Guarded, address: Address, status: int
+) -> None:
+    cut = once(Request.cut, method="PATCH")
+    forgotten = always(lambda one: one.refuse(status), method="GET")
+    with proxy(docker_registry.host, lambda one: cut(one) or forgotten(one)) as other:
+        server = guarded(always(sends_to(other), method="POST"))
+        with opened(address(server.host), push=True) as made:
+            send(made)
+    assert len(server.methods("POST")) == 2
+    assert no_secrets(other)
+    assert docker_registry.blob_file(DIGEST).read_bytes() == DATA
+
+
 def test_an_upload_to_another_host_carries_no_credentials(
     elsewhere: Proxy, guarded: Guarded, address: Address, docker_registry: Running
 ) -> None:
-    def send_away(request: Request) -> None:
-        status, headers, body = request.ask()
-        location = headers["Location"].replace(server.host, elsewhere.host)
-        request.give(status, {**headers, "Location": location}, body)
-
-    server = guarded(always(send_away, method="POST"))
+    server = guarded(always(sends_to(elsewhere), method="POST"))
     with opened(address(server.host), push=True) as made:
         send(made)
     assert len(elsewhere.methods("PATCH", "PUT")) == 2

@@ -23,14 +23,14 @@ from tests.unpack.simulated import CLASSES, DATA
 REFUSED = [
     "dir:/etc",
     "disk:/dev/sda",
-    "disk:nbd://127.0.0.1/",
+    "disk:nbd://host/",
     "pack:/root/x",
     "pack:https://host/x",
     "store:",
-    "store://127.0.0.1:7436/",
-    "store+https://127.0.0.1:7436/",
-    "http://127.0.0.1/x/",
-    "oci+http://127.0.0.1/x:1",
+    "store://host:7436/",
+    "store+https://host:7436/",
+    "http://host/x/",
+    "oci+http://host/x:1",
     "file:///etc/",
 ]
 """What no pack may recommend: paths of this host, its neighbours, servers without TLS."""

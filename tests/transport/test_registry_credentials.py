@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -237,9 +238,10 @@ def test_what_a_store_does_not_have_the_file_may(home: Path) -> None:
         ("echo the keyring is locked; exit 1", "the keyring is locked"),
         ("echo nonsense", "as JSON"),
         ("echo '{}'", "as JSON"),
-        ("head -c 100000 /dev/zero", "100000 bytes"),
+        ("head -c 100000 /dev/zero", "at most 65536 bytes"),
+        ("exec cat /dev/zero", "at most 65536 bytes"),
     ],
-    ids=["fails", "no JSON", "empty", "long"],
+    ids=["fails", "no JSON", "empty", "long", "endless"],
 )
 def test_a_helper_that_fails_is_named(home: Path, script: str, words: str) -> None:
     helper(home, "safe", script)
@@ -248,11 +250,20 @@ def test_a_helper_that_fails_is_named(home: Path, script: str, words: str) -> No
     assert words in str(caught.value)
 
 
-def test_a_helper_that_hangs_is_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "script",
+    ["exec sleep 5", "sleep 5", "exec >&-; exec sleep 5"],
+    ids=["itself", "a child of its", "after its answer"],
+)
+def test_a_helper_that_hangs_is_ended(
+    home: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
     monkeypatch.setattr(credentials, "HELPER_SECONDS", 0.3)
-    helper(home, "safe", "exec sleep 30")
+    helper(home, "safe", script)
+    started = time.monotonic()
     with pytest.raises(Error, match="no answer within"):
         find(home, {"credsStore": "safe"})
+    assert time.monotonic() - started < 3
 
 
 def test_a_helper_that_is_not_there_is_named(home: Path) -> None:
