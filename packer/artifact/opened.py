@@ -29,17 +29,22 @@ columns of 8 bytes for frames, three for contents) and MAX_INDEX_HEAD_BYTES for 
 signs it, so what it says of itself must not decide how much memory it gets."""
 
 
-def ref_names(layout: Layout) -> list[str | None]:
-    """Return how the packs of a layout are called there; [None] when there is only one.
+def packs_of(layout: Layout) -> list[OpenedPack]:
+    """Return the packs of a layout, as it lists them; one with several names once.
 
     Raises InputError when it holds none.
     """
     where = f"{layout.location}: index.json"
     named = manifests.decode_index(layout.index(), where)
-    if len({blob.digest for _, blob in named}) < 2:
+    by_digest = {blob.digest: (name, blob) for name, blob in reversed(named)}
+    if len(by_digest) < 2:
         manifests.choose(named, None, where)
-        return [None]
-    return [name for name, _ in named]
+        return [OpenedPack(layout)]
+    found = []
+    for name, blob in reversed(by_digest.values()):
+        found.append(OpenedPack(layout, name))
+        found[-1].__dict__["_listed"] = (name, blob)  # the list need not be read for each of them
+    return found
 
 
 class OpenedPack:

@@ -18,7 +18,7 @@ from packer.artifact.config import Config
 from packer.artifact.contents import Class
 from packer.artifact.layout.base import Layout
 from packer.artifact.layout.extras import Extra, Page
-from packer.artifact.opened import OpenedPack, ref_names
+from packer.artifact.opened import OpenedPack, packs_of
 from packer.artifact.page_style import STYLE
 from packer.artifact.signature import open_envelope
 from packer.text import format_bytes, printable
@@ -56,7 +56,7 @@ def make_page(layout: Layout, extras: Sequence[Extra]) -> bytes:
 
     Raises InputError when a pack's tables are damaged.
     """
-    packs = [_look_at(OpenedPack(layout, name)) for name in ref_names(layout)]
+    packs = [_look_at(pack) for pack in packs_of(layout)]
     needs = {
         extra.name: _start_of(extra)
         for extra in extras

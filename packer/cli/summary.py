@@ -79,7 +79,8 @@ def _as_json(summary: Summary) -> dict[str, object]:
         "identity": summary.pack.identity,
         "thin_bytes": summary.thin_bytes,
         "full_bytes": summary.full_bytes,
-        "fetch_bytes": {"nothing": summary.nothing_bytes, **dict(summary.fetch)},
+        "nothing_bytes": summary.nothing_bytes,
+        "fetch_bytes": dict(summary.fetch),
         "bundles": summary.pack.bundles,
         "signers": list(summary.pack.signers),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -9,7 +10,7 @@ from typing import Self
 from packer import host
 from packer.artifact.layout.base import Layout
 from packer.artifact.layout.open import is_layout, open_layout
-from packer.artifact.opened import OpenedPack, ref_names
+from packer.artifact.opened import OpenedPack, packs_of
 from packer.errors import Error, InputError, UsageError
 from packer.sources.apt import AptSource
 from packer.sources.base import Source, SourceError
@@ -54,11 +55,10 @@ def open_packs(location: str) -> list[OpenedPack]:
     place, ref_name = split_location(location)
     layout = open_layout_at(place)
     try:
-        names = [ref_name] if ref_name else ref_names(layout)
+        return [OpenedPack(layout, ref_name)] if ref_name else packs_of(layout)
     except Error:
         layout.close()
         raise
-    return [OpenedPack(layout, name) for name in names]
 
 
 def is_pack(location: str) -> bool:
@@ -71,7 +71,8 @@ def is_pack(location: str) -> bool:
 def split_location(location: str) -> tuple[str, str | None]:
     """Return (path or URL of a layout, name of the pack in it or None)."""
     place, mark, ref_name = location.rpartition("#")
-    if not mark or Path(location).exists():  # a file may have such a name
+    # A file may have such a name; of what cannot be looked at (too long a name) nobody knows.
+    if not mark or os.path.exists(location.removeprefix("pack:")):  # noqa: PTH110 - never raises
         return location, None
     if not ref_name:
         raise UsageError(f"{location}: expected the name of a pack after '#', found nothing")
@@ -194,17 +195,23 @@ class SourceOpener:
         self._opened.extend(sources)
         return list(sources)
 
-    def _is_wanted(self, other: OpenedPack) -> bool:
-        return self._pack is not None and other.config_digest == self._pack.config_digest
-
     def _other_pack(self, uri: str, location: str) -> Source:
         packs = open_packs(location)
-        other = next((one for one in packs if self._is_wanted(one)), packs[0])
         try:
-            if self._pack is not None and self._is_wanted(other):
+            other = packs[0] if self._pack is None else _nearest(self._pack, packs)
+            if self._pack is not None and other.config_digest == self._pack.config_digest:
                 # A copy of the same pack: only its bundles differ, its map need not be read.
                 other.share_map(self._pack)
             return PackSource(uri, other.layout, other.map.contents, other.index)
         except Error as error:
-            other.close()
+            packs[0].close()
             raise SourceError(f"{uri}: {error}", hint=error.hint) from error
+
+
+def _nearest(pack: OpenedPack, others: Sequence[OpenedPack]) -> OpenedPack:
+    """Return the copy of a pack among others, else the highest version of its name, else any."""
+    for one in others:
+        if one.config_digest == pack.config_digest:
+            return one
+    named = [one for one in others if one.config.name == pack.config.name]
+    return max(named, key=lambda one: one.config.version, default=others[0])

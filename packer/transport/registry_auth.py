@@ -18,12 +18,12 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import msgspec
 import requests
-from requests.auth import AuthBase
 
 from packer.transport.credentials import Credentials
 from packer.transport.response import (
     MAX_URL_CHARACTERS,
     ForbiddenError,
+    NoAuth,
     OneHostSession,
     Transient,
     TransportError,
@@ -52,14 +52,6 @@ _TOKEN = re.compile(r"[!-~]{1,65536}")
 
 Challenge = tuple[str, dict[str, str]]
 """Scheme and parameters, names in lower case."""
-
-
-class NoAuth(AuthBase):
-    """Adds nothing; while it stands, requests does not look into ~/.netrc."""
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Return the request as it is."""
-        return request
 
 
 def parse_challenges(text: str) -> list[Challenge]:

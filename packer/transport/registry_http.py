@@ -18,11 +18,12 @@ from packer.text import printable
 from packer.transport.calls import Attempts, Call
 from packer.transport.credentials import find_credentials
 from packer.transport.http import ATTEMPTS, BACK_OFF_SECONDS, TIMEOUT_SECONDS, Client
-from packer.transport.registry_auth import LOGIN_HINT, Authenticator, NoAuth
+from packer.transport.registry_auth import LOGIN_HINT, Authenticator
 from packer.transport.registry_reference import Reference
 from packer.transport.response import (
     MAX_REDIRECTS,
     ForbiddenError,
+    NoAuth,
     NotFoundError,
     OneHostSession,
     Transient,

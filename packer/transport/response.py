@@ -18,6 +18,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 import urllib3.exceptions
+from requests.auth import AuthBase
 
 from packer.errors import Error
 from packer.text import printable
@@ -156,6 +157,14 @@ class Body:
         return data
 
 
+class NoAuth(AuthBase):
+    """Adds nothing; where it stands, requests does not look into ~/.netrc."""
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Return the request as it is."""
+        return request
+
+
 class OneHostSession(requests.Session):
     """A session without cookies, retries and hidden redirects; proxies come from the environment.
 
@@ -226,7 +235,9 @@ def send(
     """
     target = url
     for _ in range(MAX_REDIRECTS + 1):
-        response = send_once(session, target, headers, timeout_seconds)
+        # ~/.netrc is for the host that somebody named, not for where that one points to.
+        auth = None if origin(target) == origin(url) else NoAuth()
+        response = send_once(session, target, headers, timeout_seconds, auth=auth)
         try:
             location = session.get_redirect_target(response)
             if location is None:
@@ -246,10 +257,11 @@ def send_once(
     timeout_seconds: tuple[float, float],
     method: str = "GET",
     data: Any = None,
+    auth: AuthBase | None = None,
 ) -> requests.Response:
     """Return the answer to one request, a redirect like any other; its body is unread.
 
-    data: what the request carries. Raises Transient for what may pass, TransportError for what
+    data: what the request carries. auth: instead of what the session or ~/.netrc have. Raises Transient for what may pass, TransportError for what
     will not.
     """
     try:
@@ -258,6 +270,7 @@ def send_once(
             url,
             data=data,
             headers=headers,
+            auth=auth,
             timeout=timeout_seconds,
             stream=True,
             allow_redirects=False,

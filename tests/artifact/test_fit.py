@@ -16,7 +16,7 @@ from packer.artifact.contents import Class
 from packer.artifact.copy import CopyReport, Extent, Fit, copy_packs
 from packer.artifact.index import Index, decode_index, encode_index
 from packer.artifact.layout.open import create_layout, open_layout
-from packer.artifact.opened import OpenedPack, ref_names
+from packer.artifact.opened import OpenedPack, packs_of
 from packer.errors import Error, InputError
 from packer.sources.base import Wanted
 from packer.sources.pack import PackSource
@@ -123,7 +123,7 @@ def test_two_packs_share_what_is_the_same_in_them(tmp_path: Path) -> None:
         assert [one.lacking for one in report.packs] == [{}, {}]
         assert report.medium_bytes < sum(SIZES) + 3 * 300 * KIB + MIB // 2
         layout = open_layout(tmp_path / "both.vmpack")
-        assert ref_names(layout) == ["a:1", "b:1"]
+        assert [one.config.ref_name for one in packs_of(layout)] == ["a:1", "b:1"]
         found = held(OpenedPack(layout, "b"))
         assert found == dict(enumerate([b"boot" * 300, b"b" * 50, *own, *reversed(common)]))
         layout.close()

@@ -192,7 +192,7 @@ def test_a_part_that_unpacks_to_more_than_was_said_is_refused(
     run_vmpack: Vmpack, pack: Path, disk: Path, bomb: bytes, part: str
 ) -> None:
     replace_layer(pack, part, bomb)
-    command = ["unpack", pack, "-o", disk, "--from", _source_that_needs(part)]
+    command: list[str | Path] = ["unpack", pack, "-o", disk, "--from", _source_that_needs(part)]
     done = run_vmpack(*command, before=BOMB_MEMORY)
     refused(done, INPUT, str(pack), output=disk)
 

@@ -81,11 +81,11 @@ def test_json_that_names_several_files_is_read_to_its_end(disk: Path) -> None:
 def test_a_qcow2_whose_data_lies_in_the_disk_stands_on_it(disk: Path) -> None:
     outer = disk.with_name("outer.qcow2")
     options = f"data_file={disk},data_file_raw=on"
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, outer, SIZE]
-    subprocess.run(command, check=True)
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o"]
+    subprocess.run([*create, options, str(outer), str(SIZE)], check=True)
     assert found(disk) == [outer]
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=another.raw"]
-    subprocess.run([*command, "other.qcow2", SIZE], check=True, cwd=disk.parent)
+    other = ["data_file=another.raw", "other.qcow2", str(SIZE)]
+    subprocess.run([*create, *other], check=True, cwd=disk.parent)
     assert found(disk) == [outer]
 
 

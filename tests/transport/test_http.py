@@ -386,6 +386,23 @@ class TestServersThatLie:
         assert ["Authorization" in headers for _, headers in other.asked] == [False]
         assert "secret" not in str(caught.value)
 
+    def test_who_redirects_does_not_make_us_log_in_elsewhere(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        netrc = tmp_path / "netrc"
+        netrc.write_text("machine localhost login ann password secret\n")
+        monkeypatch.setenv("NETRC", str(netrc))
+        with serving(lambda answer, _: answer.give_range(DATA)) as other:
+            named = other.url.replace("127.0.0.1", "localhost")
+
+            def point(answer: Answer, _: int) -> None:
+                answer.give(302, {"Location": named, "Content-Length": "0"}, b"")
+
+            with serving(point) as server:
+                assert client.get_range(server.url, 0, 5) == DATA[:5]
+            assert client.get_range(named, 0, 5) == DATA[:5]  # the user named this one
+        assert ["Authorization" in headers for _, headers in other.asked] == [False, True]
+
     @pytest.mark.parametrize(
         "url",
         [
