@@ -36,14 +36,16 @@ def packs_of(layout: Layout) -> list[OpenedPack]:
     """
     where = f"{layout.location}: index.json"
     named = manifests.decode_index(layout.index(), where)
-    by_digest = {blob.digest: (name, blob) for name, blob in reversed(named)}
-    if len(by_digest) < 2:
+    listed: dict[str, tuple[str, Blob]] = {}
+    for name, blob in named:
+        listed.setdefault(blob.digest, (name, blob))
+    if len(listed) < 2:
         manifests.choose(named, None, where)
         return [OpenedPack(layout)]
     found = []
-    for name, blob in reversed(by_digest.values()):
-        found.append(OpenedPack(layout, name))
-        found[-1].__dict__["_listed"] = (name, blob)  # the list need not be read for each of them
+    for one in listed.values():
+        found.append(OpenedPack(layout, one[0]))
+        found[-1].__dict__["_listed"] = one  # the list need not be read again for each of them
     return found
 
 

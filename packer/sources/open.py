@@ -61,6 +61,15 @@ def open_packs(location: str) -> list[OpenedPack]:
         raise
 
 
+def nearest(pack: OpenedPack, others: Sequence[OpenedPack]) -> OpenedPack:
+    """Return the copy of a pack among others, else the highest version of its name, else any."""
+    for one in others:
+        if one.config_digest == pack.config_digest:
+            return one
+    named = [one for one in others if one.config.name == pack.config.name]
+    return max(named, key=lambda one: one.config.version, default=others[0])
+
+
 def is_pack(location: str) -> bool:
     """Return whether a path or URL looks like a pack, not like a disk image."""
     place, _ = split_location(location)
@@ -198,7 +207,7 @@ class SourceOpener:
     def _other_pack(self, uri: str, location: str) -> Source:
         packs = open_packs(location)
         try:
-            other = packs[0] if self._pack is None else _nearest(self._pack, packs)
+            other = packs[0] if self._pack is None else nearest(self._pack, packs)
             if self._pack is not None and other.config_digest == self._pack.config_digest:
                 # A copy of the same pack: only its bundles differ, its map need not be read.
                 other.share_map(self._pack)
@@ -206,12 +215,3 @@ class SourceOpener:
         except Error as error:
             packs[0].close()
             raise SourceError(f"{uri}: {error}", hint=error.hint) from error
-
-
-def _nearest(pack: OpenedPack, others: Sequence[OpenedPack]) -> OpenedPack:
-    """Return the copy of a pack among others, else the highest version of its name, else any."""
-    for one in others:
-        if one.config_digest == pack.config_digest:
-            return one
-    named = [one for one in others if one.config.name == pack.config.name]
-    return max(named, key=lambda one: one.config.version, default=others[0])

@@ -233,10 +233,8 @@ def send(
 
     Raises Transient for what may pass, TransportError for what will not, NotFoundError for 404.
     """
-    target = url
+    target, auth = url, None
     for _ in range(MAX_REDIRECTS + 1):
-        # ~/.netrc is for the host that somebody named, not for where that one points to.
-        auth = None if origin(target) == origin(url) else NoAuth()
         response = send_once(session, target, headers, timeout_seconds, auth=auth)
         try:
             location = session.get_redirect_target(response)
@@ -244,6 +242,9 @@ def send(
                 return checked_status(response, url, accepted)
             response.close()
             target = redirected(target, location)
+            # ~/.netrc is for the host that somebody named, not for where that one points to.
+            same = urlsplit(target).hostname == urlsplit(url).hostname
+            auth = None if same else NoAuth()
         except ValueError as error:  # of the redirect's address, whose bytes may be anything
             response.close()
             raise TransportError(f"{visible(url)}: a redirect to nowhere: {error}") from error
@@ -261,8 +262,8 @@ def send_once(
 ) -> requests.Response:
     """Return the answer to one request, a redirect like any other; its body is unread.
 
-    data: what the request carries. auth: instead of what the session or ~/.netrc have. Raises Transient for what may pass, TransportError for what
-    will not.
+    data: what the request carries. auth: instead of what the session or ~/.netrc have.
+    Raises Transient for what may pass, TransportError for what will not.
     """
     try:
         return session.request(

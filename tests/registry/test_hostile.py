@@ -86,6 +86,14 @@ HOSTILE: dict[str, tuple[Fault, int, tuple[str, ...]]] = {
         3,
         ("config.size",),
     ),
+    "an index of several platforms": (
+        served(
+            b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json",'
+            b'"manifests":[]}'
+        ),
+        3,
+        ("manifest",),
+    ),
     "blobs that are not there": (served(manifest()), 3, ("does not hold blob",)),
     "an image": (served(manifest(artifactType="x/y")), 3, ("artifactType",)),
     "a refusal that colours the screen": (
@@ -115,6 +123,26 @@ def test_a_hostile_registry_is_named_in_a_line(
     assert not list(room.glob("x.vmpack*"))
     assert PASSWORD not in done.stderr
     assert "\x1b" not in done.stderr
+
+
+def test_a_digest_is_what_is_read(
+    docker_registry: Running, address: Address, run_vmpack: Vmpack
+) -> None:
+    """Whatever the registry has under it."""
+    with proxy(docker_registry.host, served(manifest())) as server:
+        name = address(server.host).rpartition(":")[0]
+        done = run_vmpack("inspect", f"{name}@sha256:{'1' * 64}")
+    refused(done, 3, "1" * 64, "found sha256:")
+
+
+def test_a_tag_is_looked_up_once(
+    docker_registry: Running, address: Address, run_vmpack: Vmpack, small: Path, room: Path
+) -> None:
+    """So one that moves meanwhile changes nothing: all else is named by digest."""
+    run_vmpack.good("push", small, address(docker_registry.host))
+    with proxy(docker_registry.host) as server:
+        run_vmpack.good("pull", address(server.host), "-o", room / "x.vmpack")
+    assert len([one for one in server.methods("GET") if "/manifests/" in one.path]) == 1
 
 
 def test_an_endless_token_is_named(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from packer.artifact.copy import Extent, copy_packs
+from packer.artifact.layout.open import create_layout, open_layout
+from packer.artifact.manifest import decode_index, encode_index
 from packer.artifact.opened import OpenedPack
 from packer.errors import Error, InputError, UsageError
 from packer.sources.base import SourceError, Wanted
 from packer.sources.deb import DebSource
 from packer.sources.directory import DirectorySource
-from packer.sources.open import SourceOpener, open_pack
+from packer.sources.open import SourceOpener, nearest, open_pack, open_packs
 from packer.sources.pack import PackSource
 from packer.sources.store import Store
 from tests.artifact.real_packs import no_hints, write_pack
+from tests.round_trip.mirror import mirror as mirror_of
 from tests.transport.servers import serving
 from tests.unpack.simulated import CLASSES, DATA
 
@@ -168,6 +172,97 @@ def test_a_pack_is_opened_with_or_without_its_scheme(tmp_path: Path, pack: Opene
     for location in (f"{tmp_path}/a.vmpack", f"pack:{tmp_path}/a.vmpack"):
         with open_pack(location) as opened:
             assert opened.config_digest == pack.config_digest
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """A layout of lab:1, demo:1, demo:3 and demo:2."""
+    packs = [
+        write_pack(tmp_path / f"{n}.vmpack", DATA, CLASSES, name=name, version=version)
+        for n, (name, version) in enumerate([("lab", 1), ("demo", 1), ("demo", 3), ("demo", 2)])
+    ]
+    with create_layout(tmp_path / "several.vmpack") as writer:
+        copy_packs(packs, writer, Extent.FULL)
+    for pack in packs:
+        pack.close()
+    return tmp_path / "several.vmpack"
+
+
+def named(packs: Sequence[OpenedPack]) -> list[str]:
+    found = [one.config.ref_name for one in packs]
+    packs[0].close()
+    return found
+
+
+def test_one_of_several_packs_is_named_after_a_mark(several: Path) -> None:
+    everything = ["lab:1", "demo:1", "demo:3", "demo:2"]
+    assert named(open_packs(f"{several}")) == named(open_packs(f"pack:{several}")) == everything
+    assert named(open_packs(f"{several}#demo:2")) == ["demo:2"]
+    assert named([open_pack(f"{several}#demo")]) == ["demo:3"]
+    assert named([open_pack(f"pack:{several}#lab:1")]) == ["lab:1"]
+    with mirror_of(several.parent) as one:
+        assert named([open_pack(f"{one.url}several.vmpack#demo:1")]) == ["demo:1"]
+    for location, words in (
+        (f"{several}", "expected one pack, found 4"),
+        (f"{several}#demo:4", "one pack called 'demo:4', found 0"),
+        (f"{several}#dem", "one pack called 'dem', found 0"),
+        (f"{several}#demo#demo", "expected a pack"),
+    ):
+        with pytest.raises(InputError, match=words):
+            named([open_pack(location)])
+    with pytest.raises(UsageError, match="expected the name of a pack after '#'"):
+        open_pack(f"{several}#")
+
+
+@pytest.mark.parametrize("name", ["a#b.vmpack", "#", "a#b:1", "#demo:1"])
+def test_a_file_may_have_the_mark_in_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pack(tmp_path / name, DATA, CLASSES).close()
+    for location in (name, f"pack:{name}", f"{name}#demo:1", f"{tmp_path}/{name}#demo"):
+        assert named([open_pack(location)]) == ["demo:1"]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + "#demo", "x\0#demo", "/root\0/#x"])
+def test_a_name_that_no_file_can_have_is_one_clear_error(name: str) -> None:
+    with pytest.raises(InputError):
+        open_pack(name)
+
+
+def test_packs_without_names_are_opened_each(tmp_path: Path, several: Path) -> None:
+    """As other tools write a layout, and one pack under two names."""
+    layout = open_layout(several)
+    blobs = [blob for _, blob in decode_index(layout.index())]
+    layout.close()
+    with create_layout(f"{tmp_path}/folder/") as writer:
+        copy_packs(open_packs(str(several)), writer, Extent.FULL)
+    index = encode_index([("", blobs[1]), ("latest", blobs[0]), ("", blobs[2]), ("x", blobs[0])])
+    (tmp_path / "folder" / "index.json").write_bytes(index)
+    assert named(open_packs(f"{tmp_path}/folder")) == ["demo:1", "lab:1", "demo:3"]
+
+
+def test_of_several_packs_the_source_is_the_one_that_helps_most(
+    tmp_path: Path, several: Path
+) -> None:
+    """A copy of what is rebuilt, else the latest of its name."""
+    for name, version, expected in (
+        ("demo", 1, "demo:1"),
+        ("demo", 9, "demo:3"),
+        ("x", 1, "lab:1"),
+    ):
+        place = tmp_path / f"{name}-{version}.vmpack"
+        with (
+            write_pack(place, DATA, CLASSES, name=name, version=version) as pack,
+            SourceOpener(Store(tmp_path / "store"), pack) as opener,
+        ):
+            packs = open_packs(str(several))
+            assert nearest(pack, packs).config.ref_name == expected
+            packs[0].close()
+            rows = np.arange(len(DATA), dtype=np.int64)
+            wanted_all = Wanted(pack.map.contents, rows, pack.hints)
+            offers = opener.open(f"pack:{several}").find(wanted_all, deep=False)
+            assert offers.rows.tolist() == rows.tolist()
 
 
 def test_what_is_no_pack_is_refused(tmp_path: Path) -> None:

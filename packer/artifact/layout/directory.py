@@ -186,6 +186,7 @@ class DirectoryWriter(StagedWriter):
         with writing(self._path):
             for extra in with_page(staging.root, self._extras, self._page):
                 staging.add_extra(extra)
+            staging.forget_fetched()
             for folder in staging.folders():
                 sync_directory(folder)
             refuse_existing(self._path)

@@ -180,9 +180,6 @@ class _InPlace(Staging):
                 place.unlink()  # a stranger's medium must not make us write elsewhere
         return place
 
-    def _forget_fetched(self) -> None:
-        pass  # `publish` removes what nothing names
-
     def _write(self, path: Path, source: BinaryIO, *, executable: bool = False) -> None:
         new = _new(path)
         with writing(self.final):

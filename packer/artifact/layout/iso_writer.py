@@ -112,7 +112,8 @@ class IsoWriter(StagedWriter):
                 refuse_existing(self._path)
             whole.replace(self._path)
             sync_directory(self._path.parent)
-        self.abort()
+        staging.remove()
+        self._staging = None
         return manifests
 
 

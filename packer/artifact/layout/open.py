@@ -54,13 +54,15 @@ def create_layout(
 
         _refuse_extras(path, extras)
         return RegistryWriter(str(path), replace=replace)
+    if not str(path):
+        raise UsageError("the output has no name")
     place = Path(path)
     try:
         there = place.is_dir()
         own = there and (place / "oci-layout").exists()
     except OSError as error:  # a name that is too long
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
-    if there and (str(path).endswith("/") or place.is_mount() or (replace and own)):
+    if there and (str(path).endswith("/") or place.absolute().is_mount() or (replace and own)):
         return InPlaceWriter(place, replace=replace, extras=extras, page=PAGE)
     if there:
         raise UsageError(

@@ -27,7 +27,7 @@ from packer.artifact.layout.base import (
 )
 from packer.artifact.layout.extras import Extra
 from packer.artifact.manifest import OCI_LAYOUT, Blob, Entry, encode, encode_index
-from packer.errors import Error, UsageError
+from packer.errors import Error, InputError, UsageError
 from packer.file_system import LOCAL_TYPES, file_system_type
 from packer.progress import Advance, ignore
 from packer.text import format_bytes
@@ -51,6 +51,7 @@ FAT_FILE_BYTES = (4 << 30) - 1
 FETCHED = "fetched"
 """The folder of a staging in which blobs grow that come over the network."""
 
+_HEX = re.compile(r"[0-9a-f]{64}")
 _SHOWN_CHARACTERS = 50
 """How much of the final name a temporary one shows: both fit into a name of 255 bytes."""
 
@@ -93,14 +94,24 @@ def _take_if_left_behind(folder: Path, keep: Path) -> None:
             # Elsewhere a lock may reach no further than its host, and another one may write here.
             local = file_system_type(fd) in LOCAL_TYPES
             if own and local:
-                if (folder / FETCHED).is_dir():
-                    keep.mkdir(exist_ok=True)
+                if os.path.lexists(folder / FETCHED):
                     for place in (folder / FETCHED, folder / "blobs" / "sha256"):
-                        for blob in place.iterdir():
-                            blob.rename(keep / blob.name)
+                        _take_up(place, keep)
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(fd)
+
+
+def _take_up(place: Path, keep: Path) -> None:
+    """Move blobs, whole or begun, out of a folder; of two beginnings of one the longer is kept."""
+    if place.is_symlink() or not place.is_dir():
+        return
+    keep.mkdir(exist_ok=True)
+    for entry in os.scandir(place):
+        found = entry.stat(follow_symlinks=False)
+        alone = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+        if alone and _HEX.fullmatch(entry.name) and found.st_size > _size_of(keep / entry.name):
+            Path(entry.path).rename(keep / entry.name)
 
 
 def _locked_folder(final: Path) -> tuple[Path, int | None]:
@@ -194,14 +205,31 @@ class Staging:
         with self.stream(self._place(layout, blob)) as staged:
             if staged.size > blob.size:
                 staged.start_again()
-            advance(staged.size)
-            for data in _in_order(layout, blob, staged.size, self.root):
-                staged.write(data)
-                advance(len(data))
-            if blob.digest != "sha256:" + staged.hexdigest():
+            begun = staged.size
+            advance(begun)
+            self._append(layout, blob, staged, advance)
+            if begun and not staged.is_called(blob.digest):
+                # What an earlier run left may have been damaged since; it is not asked of whom.
+                advance(-blob.size)
+                staged.start_again()
+                self._append(layout, blob, staged, advance)
+            found = staged.hexdigest()
+            if not staged.is_called(blob.digest):
                 staged.start_again()  # what is wrong must not be taken up again
-            check_digest(layout.location, blob.digest, staged.hexdigest())
+            check_digest(layout.location, blob.digest, found)
             return staged.finish()
+
+    def _append(self, layout: Layout, blob: Blob, staged: StagedBlob, advance: Advance) -> None:
+        """Append what is lacking of a blob; what came stays when it ends too early."""
+        for data in _in_order(layout, blob, staged.size, self):
+            staged.write(data)
+            advance(len(data))
+        if staged.size != blob.size:
+            raise InputError(
+                f"{layout.location}: blob {blob.digest}: expected {blob.size} bytes, "
+                f"{staged.size} came",
+                hint="try again; what has arrived is kept",
+            )
 
     def add_file(self, name: str, data: bytes) -> None:
         """Write one of the layout's own files, "index.json" or "oci-layout"."""
@@ -238,7 +266,6 @@ class Staging:
             raise ValueError(f"manifests and stored blobs differ: {', '.join(odd)}")
         blobs = tuple(self.add(encode(pack.manifest)) for pack in packs)
         names = [pack.ref_name for pack in packs]
-        self._forget_fetched()
         self.add_file("index.json", encode_index(list(zip(names, blobs, strict=True))))
         self.add_file("oci-layout", OCI_LAYOUT)
         return blobs
@@ -255,8 +282,17 @@ class Staging:
             self._fetched.mkdir(exist_ok=True)
         return self._fetched / blob_hex(blob.digest, layout.location)
 
-    def _forget_fetched(self) -> None:
+    def forget_fetched(self) -> None:
+        """Remove what came over the network and belongs to no blob of this layout."""
         shutil.rmtree(self._fetched, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def unnamed(self) -> Iterator[int]:
+        """Open a file that is gone when it is closed; yield its descriptor."""
+        with contextlib.ExitStack() as stack:
+            with writing(self.final):
+                file = stack.enter_context(tempfile.TemporaryFile(dir=self.root, buffering=0))
+            yield file.fileno()
 
     def flush(self, file: BinaryIO) -> None:
         """Flush a file that ends here, to the medium if this staging is durable."""
@@ -265,12 +301,16 @@ class Staging:
             os.fsync(file.fileno())
 
     def give_up(self) -> None:
-        """Remove everything, unless some of it came over the network: a later run goes on there."""
-        if not self._fetched.is_dir():
-            self.remove()
-            return
+        """Remove everything, but for blobs if some came over the network: a later run goes on."""
         for stream in self._streams:
             stream.discard()
+        begun = [path for path in self._fetched.glob("*") if _size_of(path)]
+        if not self._fetched.is_dir() or not (begun or self.blobs):
+            self.remove()
+            return
+        for path in self.root.iterdir():
+            if path.is_file():  # it is made anew of the blobs
+                path.unlink()
         self.unlock()
 
     def remove(self) -> None:
@@ -315,6 +355,10 @@ class StagedBlob:
     def hexdigest(self) -> str:
         """Return the SHA-256 of what was written so far, in hex."""
         return self._hash.hexdigest()
+
+    def is_called(self, digest: str) -> bool:
+        """Return whether what was written so far is the blob of that name."""
+        return digest == "sha256:" + self.hexdigest()
 
     def finish(self) -> Blob:
         """Give the blob its name; the same bytes twice are stored once."""
@@ -457,11 +501,11 @@ def _check_room(path: Path, folder: Path, file_bytes: int, needed_bytes: int) ->
         )
 
 
-def _in_order(layout: Layout, blob: Blob, start: int, folder: Path) -> Iterator[bytes]:
+def _in_order(layout: Layout, blob: Blob, start: int, staging: Staging) -> Iterator[bytes]:
     """Yield a blob's bytes from `start`.
 
     A remote layout sends them over several connections: what comes too early waits in a file
-    without a name in `folder`, because one slow connection can hold up all the rest.
+    without a name in the staging, because one slow connection can hold up all the rest.
     """
     ranges = [
         (offset, min(COPY_BYTES, blob.size - offset))
@@ -469,17 +513,25 @@ def _in_order(layout: Layout, blob: Blob, start: int, folder: Path) -> Iterator[
     ]
     waiting: set[int] = set()
     following = 0
-    with tempfile.TemporaryFile(dir=folder) as aside:
+    with staging.unnamed() as aside:
         for row, data in layout.read_many(blob.digest, ranges):
             if row != following:
-                aside.seek(row * COPY_BYTES)
-                aside.write(data)
+                with writing(staging.final):
+                    _write_at(aside, data, row * COPY_BYTES)
                 waiting.add(row)
                 continue
             yield data
             following += 1
             while following in waiting:
-                aside.seek(following * COPY_BYTES)
-                yield aside.read(ranges[following][1])
+                with writing(staging.final):
+                    data = os.pread(aside, ranges[following][1], following * COPY_BYTES)
+                yield data
                 waiting.remove(following)
                 following += 1
+
+
+def _write_at(fd: int, data: bytes, offset: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(fd, rest, offset)
+        rest, offset = rest[written:], offset + written

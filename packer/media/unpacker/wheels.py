@@ -25,14 +25,12 @@ from packer.media.unpacker.parts import (
     Target,
     code_files,
     dependencies,
-    this_host,
 )
 from packer.progress import Advance, Progress, ignore
 from packer.text import printable
 
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
-WHEELS_NEED = "glibc 2.28 or later"
 NEEDS_NAME = "needs.txt"
 
 _OLDEST, _NEWEST = 17, 28
@@ -48,9 +46,8 @@ _LINES_SHOWN = 3
 
 
 def all_targets() -> list[Target]:
-    """Return every kind of host that wheels are carried for, this one first."""
-    every = (Target(python, machine) for machine in MACHINES for python in PYTHONS)
-    return list(dict.fromkeys([this_host(), *every]))
+    """Return every kind of host that is supported."""
+    return [Target(python, machine) for machine in MACHINES for python in PYTHONS]
 
 
 def wheels_key(targets: Sequence[Target]) -> str:
@@ -79,7 +76,7 @@ def make_wheels(folder: Path, targets: Sequence[Target], progress: Progress) -> 
 def _needs(targets: Sequence[Target]) -> str:
     pythons = ", ".join(sorted({one.python for one in targets}))
     machines = ", ".join(sorted({one.machine for one in targets}, reverse=True))
-    return f"Linux on {machines} with {WHEELS_NEED} and Python {pythons}"
+    return f"Linux on {machines} with glibc 2.{_NEWEST} or later and Python {pythons}"
 
 
 def short_name(name: str) -> str:
@@ -139,7 +136,7 @@ def _fetch(wanted: dict[str, str], target: Target, folder: Path, progress: Progr
     ) as process:
         assert process.stdout is not None
         try:
-            complaints = _watch(process.stdout, f"for Python {target.python}", progress)
+            complaints = show_downloads(process.stdout, f"for Python {target.python}", progress)
         except BaseException:
             process.kill()
             raise
@@ -152,7 +149,7 @@ def _fetch(wanted: dict[str, str], target: Target, folder: Path, progress: Progr
         )
 
 
-def _watch(lines: Iterable[str], purpose: str, progress: Progress) -> list[str]:
+def show_downloads(lines: Iterable[str], purpose: str, progress: Progress) -> list[str]:
     """Show what pip fetches, file by file; return what it complains about."""
     complaints: list[str] = []
     name, done = "wheels", 0

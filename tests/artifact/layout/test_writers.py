@@ -239,6 +239,15 @@ class TestCreateLayout:
         assert f"{tmp_path}/there/" in caught.value.hint
 
     @pytest.mark.root
+    @pytest.mark.parametrize("name", ["", "."])
+    def test_the_current_folder_is_not_written_into_by_mistake(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UsageError):
+            create_layout(name)
+        assert list(tmp_path.iterdir()) == []
+
     def test_a_mount_point_is_written_into_however_it_is_named(self, tmp_path: Path) -> None:
         with (
             small_medium(tmp_path / "stick", 1 << 20) as stick,
