@@ -19,6 +19,7 @@ from packer.cli.options import (
 from packer.errors import UsageError
 from packer.media.capacity import KINDS, capacity_bytes
 from packer.media.chances import chances
+from packer.media.unpacker import DEFAULT_KIND as UNPACKER_BY_DEFAULT
 from packer.media.unpacker import KINDS as UNPACKERS
 from packer.media.unpacker import Unpacker, find_unpacker
 from packer.pack.against import Against, open_against
@@ -52,13 +53,14 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument(
         "--with-unpacker",
-        metavar="WHAT",
+        nargs="?",
+        const=UNPACKER_BY_DEFAULT,
+        metavar="=WHAT",
         help="on an .iso or in a folder: carry what a host without vmpack and network unpacks "
-        f"with: {', '.join(UNPACKERS)} (default: host), or a folder that has it",
+        f"with; after '=': {', '.join(UNPACKERS)} (default: {UNPACKER_BY_DEFAULT}), or a folder "
+        "that has it",
     )
-    parser.add_argument(
-        "destination", help="file, .iso, folder/ (ends in /) or oci://…, to write"
-    )
+    parser.add_argument("destination", help="file, .iso, folder/ (ends in /) or oci://…, to write")
     parser.add_argument("--force", action="store_true", help="replace the destination")
     add_common(parser, jobs=False)
     parser.set_defaults(run=run, extent=Extent.FULL)
@@ -144,8 +146,7 @@ def as_json(destination: str, report: CopyReport) -> dict[str, object]:
             "identity": one.identity,
             "manifest": one.manifest,
             "lacking": {
-                name: {"count": count, "bytes": size}
-                for name, (count, size) in one.lacking.items()
+                name: {"count": count, "bytes": size} for name, (count, size) in one.lacking.items()
             },
         }
         for one in report.packs

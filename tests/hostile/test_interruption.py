@@ -135,8 +135,12 @@ def test_a_copy_over_the_network_is_taken_up_where_it_stopped(
         words = ("copy", one.url, f"{place}/{form}", "--quiet")
         process = run_vmpack.start(*words)
         one.send_until(chance.randrange(50 * MIB, weight - MIB))
-        end(process, number)
+        printed, said = end(process, number)
         one.go_on()
+        if number == signal.SIGINT:
+            done = subprocess.CompletedProcess([], process.returncode, printed, said)
+            refused(done, INTERRUPTED, output=place / form)
+            assert said == "vmpack: interrupted\n"
         assert not (place / form).exists()
         (left,) = place.iterdir()
         kept = sum(path.stat().st_size for path in left.rglob("*") if path.is_file())

@@ -1,3 +1,3 @@
-from packer.media.unpacker.carried import KINDS, Unpacker, find_unpacker
+from packer.media.unpacker.carried import DEFAULT_KIND, KINDS, Unpacker, find_unpacker
 
-__all__ = ["KINDS", "Unpacker", "find_unpacker"]
+__all__ = ["DEFAULT_KIND", "KINDS", "Unpacker", "find_unpacker"]

@@ -37,6 +37,8 @@ PROGRAM, HOST, ALL = "program", "host", "all"
 KINDS = (PROGRAM, HOST, ALL)
 """What can be made: the program alone; and wheels for this kind of host; and for every kind."""
 
+DEFAULT_KIND = HOST
+
 FOLDER = "unpacker"
 """Where it lies on a medium."""
 

@@ -18,7 +18,7 @@ from packer.artifact.layout.base import COPY_BYTES, LayoutWriter
 from packer.artifact.layout.directory import DirectoryWriter
 from packer.artifact.layout.iso_writer import IsoWriter
 from packer.artifact.layout.open import open_layout
-from packer.artifact.layout.staging import StagedWriter, temporary_name
+from packer.artifact.layout.staging import temporary_name
 from packer.artifact.layout.tar import TarWriter
 from packer.artifact.manifest import Blob
 from packer.errors import Error, InputError
@@ -29,7 +29,7 @@ MIB = 1 << 20
 DATA = random.Random(1).randbytes(2 * COPY_BYTES + 12_345)
 Found = Iterator[tuple[int, bytes]]
 every_writer = pytest.mark.parametrize("kind", [TarWriter, DirectoryWriter, IsoWriter])
-MakeWriter = Callable[[Path], StagedWriter]
+MakeWriter = Callable[[Path], LayoutWriter]
 
 
 def blob_of(data: bytes) -> Blob:
