@@ -58,6 +58,14 @@ def in_processes(work: Callable[..., None], each: Iterable[tuple[object, ...]]) 
     assert [worker.exitcode for worker in workers] == [0] * len(workers)
 
 
+def let_others_enter(folder: Path) -> None:
+    """Open a test's folder and all above it, which pytest makes for its own user alone."""
+    for path in (folder, *folder.parents):
+        mode = path.stat().st_mode & 0o777
+        if mode & 0o005 != 0o005:
+            path.chmod(mode | 0o055)
+
+
 def as_nobody(work: Callable[[], None]) -> None:
     """Run something in a child process of an ordinary user; its failure is ours."""
     child = os.fork()

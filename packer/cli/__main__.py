@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from packer.survey import frozen
 
 if __name__ == "__main__":
@@ -11,4 +9,4 @@ if __name__ == "__main__":
     # Here, because a child needs nothing of the command.
     from packer.cli.main import main
 
-    sys.exit(main())
+    frozen.end(main())

@@ -46,7 +46,8 @@ def chances(pack: OpenedPack, against: Sequence[Against]) -> NDArray[np.float64]
         dtype=np.float64,
     )
     assert NO_PACKAGE == -1
-    chance = np.full(len(contents), UNLISTED)
+    chance = np.ones(len(contents))
     # Who has one of the packages that ship a content has the content.
     np.minimum.at(chance, hints.content, of_package[hints.package])
+    chance[np.setdiff1d(rows, hints.content)] = UNLISTED
     return chance

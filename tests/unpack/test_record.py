@@ -17,7 +17,7 @@ from packer.artifact.opened import OpenedPack
 from packer.unpack import record
 from packer.unpack.record import TICK_NS, DiskRecords, Record
 from tests.artifact.real_packs import write_pack
-from tests.host import as_nobody, in_processes, needs_root
+from tests.host import as_nobody, in_processes, let_others_enter, needs_root
 from tests.unpack.simulated import numbered
 
 MIB = 1 << 20
@@ -202,8 +202,7 @@ def test_a_disk_on_a_medium_whose_folder_is_empty_now_is_not_forgotten(
 def test_a_disk_in_a_folder_that_may_not_be_entered_any_more_is_not_forgotten(
     records: DiskRecords, tmp_path: Path, pack: OpenedPack
 ) -> None:
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
+    let_others_enter(tmp_path)
     work = tmp_path / "work"
     work.mkdir()
     work.chmod(0o777)

@@ -31,7 +31,14 @@ from packer.unpack.unpack import unpack
 from packer.unpack.update import UpdateReport, identify, old_disk, update
 from tests.artifact.make import contents_of, map_of
 from tests.artifact.real_packs import disk_of, write_pack
-from tests.host import as_nobody, needs_root, run, shared_bytes, sharing_file_system
+from tests.host import (
+    as_nobody,
+    let_others_enter,
+    needs_root,
+    run,
+    shared_bytes,
+    sharing_file_system,
+)
 from tests.survey.test_overlays import create
 from tests.unpack.simulated import Simulated, numbered
 
@@ -385,8 +392,7 @@ def test_a_disk_that_its_owner_may_not_write_to_is_gone_on_with(
     scene: Scene, disk: Path, two: OpenedPack
 ) -> None:
     """Root may open anything; the second run of another owner has to open what the first made."""
-    for path in (scene.folder, *scene.folder.parents[:2]):
-        path.chmod(0o755)
+    let_others_enter(scene.folder)
     os.chown(scene.vms, 65534, 65534)
     os.chown(disk, 65534, 65534)
     disk.chmod(0o440)
@@ -578,8 +584,7 @@ def test_what_an_interrupted_run_has_left_is_no_overlay_whatever_its_guest_wrote
 def test_a_file_that_may_be_an_overlay_and_cannot_be_read_needs_force(
     scene: Scene, disk: Path, two: OpenedPack
 ) -> None:
-    for path in (scene.folder, *scene.folder.parents[:2]):
-        path.chmod(0o755)
+    let_others_enter(scene.folder)
     overlay = create("qcow2", scene.vms / "overlay.qcow2", "demo.raw")
     overlay.chmod(0o600)
     for path in (scene.vms, disk):
@@ -710,8 +715,7 @@ def test_where_blocks_are_shared_what_stays_needs_no_space(scene: Scene, tmp_pat
 def test_a_folder_that_may_not_be_written_to_leaves_the_old_disk(
     scene: Scene, disk: Path, two: OpenedPack
 ) -> None:
-    for path in (scene.folder, *scene.folder.parents[:2]):
-        path.chmod(0o755)
+    let_others_enter(scene.folder)
 
     def try_it() -> None:
         with pytest.raises(Error, match="cannot write: Permission denied"):
@@ -725,8 +729,7 @@ def test_a_folder_that_may_not_be_written_to_leaves_the_old_disk(
 def test_a_disk_of_another_owner_is_not_made_ones_own(
     scene: Scene, disk: Path, two: OpenedPack
 ) -> None:
-    for path in (scene.folder, *scene.folder.parents[:2]):
-        path.chmod(0o755)
+    let_others_enter(scene.folder)
     scene.vms.chmod(0o777)
 
     def try_it() -> None:
