@@ -13,7 +13,7 @@ from packer.artifact.opened import OpenedPack
 from packer.artifact.zstd import decompress
 from packer.errors import InputError
 
-BYTES_AT_ONCE = 64 << 20
+BYTES_AT_ONCE = 32 << 20
 """So much of what is stored is asked for at a time, and is in memory then."""
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from packer.artifact import frames, media_types
 from packer.artifact.contents import Class
 from packer.artifact.copy import CopyReport, Extent, copy_packs
+from packer.artifact.frames import FrameReader
 from packer.artifact.keys import generate
 from packer.artifact.layout.base import read_blob
 from packer.artifact.layout.open import create_layout, open_layout
@@ -154,3 +157,61 @@ def test_a_pack_without_shared_contents_is_complete_when_thin(tmp_path: Path) ->
     pack = write_pack(tmp_path / "a.vmpack", data, [Class.BOOT, Class.PRIVATE])
     assert copy_to(pack, tmp_path / "b.vmpack", Extent.THIN).packs[0].lacking == {}
     pack.close()
+
+
+def test_deltas_travel_with_full_copies_only(tmp_path: Path) -> None:
+    patches = [b"not looked at", b"by a copy"]
+    deltas = (b"a table of deltas", patches)
+    with write_pack(f"{tmp_path}/full/", DATA, CLASSES, deltas=deltas) as pack:
+        layers = pack.manifest.deltas()
+        assert layers is not None
+        for extent in Extent:
+            report = copy_to(pack, tmp_path / f"{extent.value}.vmpack", extent)
+            with opened(tmp_path / f"{extent.value}.vmpack") as copy:
+                assert copy.manifest.deltas() == (layers if extent is Extent.FULL else None)
+                stored = sum(blob.size for blob in copy.manifest.blobs())
+            assert stored < report.medium_bytes
+        copy_to(pack, f"{tmp_path}/again/", Extent.FULL)
+        with opened(tmp_path / "again") as copy:
+            data = copy.layout.read(layers[1].digest, 0, layers[1].size)
+        assert data == b"".join(patches)
+
+
+def test_a_bundle_with_two_titles_keeps_both(tmp_path: Path) -> None:
+    """No vmpack writes one; another tool may find that two of its blobs are the same."""
+    data = [numbered(5000, 1), numbered(5000, 2)]
+    with write_pack(tmp_path / "a.vmpack", data, [Class.BOOT, Class.SHARED]) as pack:
+        *others, boot, shared = pack.manifest.layers
+        private = replace(shared, annotations={media_types.TITLE: "private"})
+        layers = (*others, boot, private, shared)
+        pack.__dict__["manifest"] = replace(pack.manifest, layers=layers)
+        copy_to(pack, tmp_path / "full.vmpack", Extent.FULL)
+    with opened(tmp_path / "full.vmpack") as full:
+        assert list(full.manifest.bundles()) == ["boot", "private", "shared-000"]
+        copy_to(full, tmp_path / "thin.vmpack", Extent.THIN)
+    with opened(tmp_path / "thin.vmpack") as thin:
+        assert readable(thin) == dict(enumerate(data))
+
+
+def test_frames_are_read_in_their_order_and_each_is_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "BYTES_AT_ONCE", MIB)
+    place = tmp_path / "a.vmpack"
+    with write_pack(place, DATA, CLASSES) as pack:
+        index = pack.index
+        everything = np.arange(len(index.bundle))
+        bundles = pack.manifest.bundles().values()
+        stored = b"".join(pack.layout.read(one.digest, 0, one.size) for one in bundles)
+        assert b"".join(FrameReader(pack, index).read(everything)) == stored
+        some = everything[1::2]
+        assert [len(one) for one in FrameReader(pack, index).read(some)] == (
+            index.stored_bytes[some].tolist()
+        )
+        assert list(FrameReader(pack, index).read(everything[:0])) == []
+        # The last block of a large content, which begins frames before.
+        with place.open("r+b") as file:
+            file.seek(place.read_bytes().index(DATA[2][3 * MIB + 100 : 3 * MIB + 108]))
+            file.write(b"tampered")
+        with pytest.raises(InputError, match=f"expected {pack.map.contents.name(2)} in it"):
+            list(FrameReader(pack, index).read(everything))

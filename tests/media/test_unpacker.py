@@ -72,7 +72,12 @@ def test_debian_goes_by_image_to_a_host_that_has_nothing_and_boots(
     debian = pack_guest("debian-bios")
     with_unpacker = f"--with-unpacker={carried.folder}"
     author.good("copy", debian.full, room / "debian.iso", with_unpacker)
+    for names in ("-R", "-J"):  # of Linux, of Windows
+        listed = tool("isoinfo", names, "-f", "-i", room / "debian.iso").splitlines()
+        files = [path for path in carried.folder.rglob("*") if path.is_file()]
+        assert {f"/{path.relative_to(carried.medium)}" for path in files} <= set(listed)
     with mounted(room / "debian.iso", "iso9660", room / "medium") as medium:
+        tool("diff", "-r", carried.folder, medium / "unpacker")
         host = new_host(tree, room, medium)
         for command, complaint in (
             (("vmpack", "--version"), "No such file"),
