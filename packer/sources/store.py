@@ -189,6 +189,7 @@ class Store:
         if time.time() - status.st_mtime > TOUCH_AFTER_SECONDS:
             _touch(fd)
         return fd
+
     def open_verified(self, digest: bytes, size: int) -> int | None:
         """Return a descriptor of an object that was read and hashed just now, or None.
 
