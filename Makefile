@@ -12,7 +12,7 @@ help:  ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 test: host-packages $(STAMP) lint  ## everything that CI runs: lint, types, tests with real guests
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 3 --dist loadgroup
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

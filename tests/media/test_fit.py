@@ -49,8 +49,7 @@ def held_by(place: Path) -> Rows:
         return np.sort(copy.index.content)
 
 
-@pytest.mark.parametrize("form", ["vmpack", "iso"])
-@pytest.mark.parametrize("size", ["64M", "100M", "full"])
+@pytest.mark.parametrize(("size", "form"), [("64M", "iso"), ("100M", "vmpack"), ("full", "iso")])
 def test_a_medium_is_filled_and_the_rest_is_fetched(
     size: str, form: str, run_vmpack: Vmpack, pack_guest: Pack, room: Path
 ) -> None:

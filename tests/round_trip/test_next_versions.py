@@ -1,4 +1,4 @@
-"""A row of versions, each carried on from the one before: what they weigh, and that they return."""
+"""A row of versions, each carried on from the one before: what they weigh; that all come back."""
 
 from __future__ import annotations
 
