@@ -14,7 +14,7 @@ from formats.errors import FormatError
 from formats.filesystem import ext_extents
 from formats.filesystem.ext_space import Layout
 from formats.filesystem.ext_walk import Walk
-from formats.filesystem.model import DATA, UNWRITTEN, Streams
+from formats.filesystem.model import DATA, UNWRITTEN, Streams, plain
 from formats.ranges import Ranges, intersect, union
 from formats.source import Source
 
@@ -120,6 +120,8 @@ def list_streams(source: Source, layout: Layout, found: Walk) -> Listing:
     streams = Streams(
         inode[~drop],
         size[~drop],
+        size[~drop],
+        plain(int((~drop).sum())),
         row[extents.stream],
         extents.file_offset,
         extents.disk_offset,
@@ -271,6 +273,8 @@ def written_only(streams: Streams) -> Streams:
     return Streams(
         streams.inode,
         streams.size,
+        streams.valid,
+        streams.form,
         streams.stream[keep],
         streams.file_offset[keep],
         streams.disk_offset[keep],

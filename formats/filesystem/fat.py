@@ -22,7 +22,7 @@ from formats.filesystem.fat_table import (
     read_boot_sector,
 )
 from formats.filesystem.libyal import FileObject
-from formats.filesystem.model import DATA, FileSystem, Streams
+from formats.filesystem.model import DATA, FileSystem, Streams, plain
 from formats.ranges import Ranges, empty_ranges, intersect, total, union
 from formats.source import Source, Window
 
@@ -209,9 +209,12 @@ class _Walk:
         stream, disk_offset, length = (np.ascontiguousarray(table[:, i]) for i in range(3))
         before = np.cumsum(length) - length
         first_of_stream = np.searchsorted(stream, stream, side="left")
+        size = np.array([one.size for one in kept], dtype=np.int64)
         streams = Streams(
             inode=np.array([one.identifier for one in kept], dtype=np.int64),
-            size=np.array([one.size for one in kept], dtype=np.int64),
+            size=size,
+            valid=size,
+            form=plain(len(kept)),
             stream=stream,
             file_offset=before - before[first_of_stream],
             disk_offset=disk_offset,

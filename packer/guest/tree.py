@@ -32,6 +32,9 @@ MAX_DEPTH = 200
 
 MAX_WARNINGS = 50
 
+CASE_INSENSITIVE = ("vfat", "ntfs")
+"""File systems that find a file by its name in any case."""
+
 MAX_REMEMBERED_CHARACTERS = 64 << 20
 """What all resolved folders together may be long; a guest of a million files needs a tenth."""
 
@@ -250,7 +253,7 @@ class Tree:
             survey = self.survey
             mine = self._name_rows(volume)
             paths = [survey.name[row] for row in mine]
-            folded = survey.volumes[volume].kind == "vfat"
+            folded = survey.volumes[volume].kind in CASE_INSENSITIVE
             if folded:
                 paths = [path.casefold() for path in paths]
             links = {path: target for row, path, target in survey.symlinks if row == volume}
@@ -262,11 +265,12 @@ class Tree:
 def runs_of(survey: Survey, stream: int, length: int) -> NDArray[np.int64] | None:
     """Return the runs (see formats.source.Runs) of a stream's first `length` bytes.
 
-    Holes and unwritten extents read as zeros. None if extents overlap or lie at negative offsets.
+    Holes, unwritten extents and what is not valid read as zeros. None if extents overlap or lie at
+    negative offsets.
     """
     rows = survey.extents_of(stream)
     start = survey.file_offset[rows]
-    end = np.minimum(start + survey.length[rows], length)
+    end = np.minimum(start + survey.length[rows], min(length, int(survey.valid_size[stream])))
     disk = np.where(survey.kind[rows] == DATA, survey.disk_offset[rows], -1)
     some = start < end
     pieces = np.stack([start[some], disk[some], end[some]], axis=1)

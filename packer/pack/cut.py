@@ -105,7 +105,7 @@ def cut(
 
 
 def _stream_pieces(survey: Survey, dropped: Ranges) -> tuple[_Pieces, Ranges, Ranges]:
-    """Return (pieces of streams, slack after the last byte of files, unwritten extents)."""
+    """Return (pieces of streams, slack after the last valid byte of files, unwritten extents)."""
     end = survey.disk_offset + survey.length
     # The journal of a volume that is not clean may know more: a larger file, an extent that was
     # written. There, neither slack nor unwritten extents are unused.
@@ -124,7 +124,7 @@ def _stream_pieces(survey: Survey, dropped: Ranges) -> tuple[_Pieces, Ranges, Ra
     file_offset = survey.file_offset[rows]
     disk_offset = survey.disk_offset[rows]
     length = survey.length[rows]
-    used = np.clip(survey.file_size[stream] - file_offset, 0, length)
+    used = np.clip(survey.valid_size[stream] - file_offset, 0, length)
     slack = np.stack([disk_offset + used, disk_offset + length], axis=1)[clean[rows]]
     some = used > 0
     pieces = _Pieces(stream[some], file_offset[some], disk_offset[some], used[some])

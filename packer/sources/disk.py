@@ -217,6 +217,7 @@ def _runs_of(table: Survey, stream: int, start: int, size: int) -> NDArray[np.in
     rows = table.extents_of(stream)
     runs: list[list[int]] = []
     position, end = start, start + size
+    valid = int(table.valid_size[stream])
 
     def append(target: int, length: int) -> None:
         last = runs[-1] if runs else None
@@ -235,7 +236,7 @@ def _runs_of(table: Survey, stream: int, start: int, size: int) -> NDArray[np.in
         table.kind[rows].tolist(),
         strict=True,
     ):
-        low, high = max(position, file_offset), min(end, file_offset + length)
+        low, high = max(position, file_offset), min(end, file_offset + length, valid)
         if low >= high:
             continue
         if position < low:

@@ -7,12 +7,13 @@ volume free, which is the one thing that rests on trust in a reader.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from formats.filesystem.model import DATA, UNWRITTEN
+from formats.filesystem.model import DATA, PLAIN, STORED, UNWRITTEN
 from formats.ranges import Ranges, intersect, overlap_of_sorted, total, union
 from packer.columns import Column
 from packer.survey import wire
@@ -22,7 +23,9 @@ from packer.survey.wire import MalformedError, TableReply, VolumeReply, WirePart
 MAX_BLOCK_BYTES = 1 << 26
 """The largest unit of any known file system, with room: exFAT clusters reach 32 MiB."""
 
-_MIN_BLOCK_BYTES = 512
+MIN_BLOCK_BYTES = 256
+"""The smallest one: NTFS clusters can have 256 bytes."""
+
 _MAX_SECTOR_BYTES = 1 << 16
 _MAX_LABEL_CHARACTERS = 256
 _MAX_NUMBER = 1 << 20
@@ -41,9 +44,13 @@ class VolumeColumns:
     state: str
     state_reason: str
     free: Ranges
+    held: Ranges
+    snapshots: Ranges
     dropped: Ranges
     inode: Column
     file_size: Column
+    valid_size: Column
+    form: Column
     stream: Column
     file_offset: Column
     disk_offset: Column
@@ -61,7 +68,7 @@ def believe_table(reply: TableReply, disk_size: int) -> TableReply:
     Raises MalformedError for partitions that leave the disk or overlap.
     """
     _demand(reply.kind in _TABLES, f"a table of kind {reply.kind!r}")
-    _demand(_power_of_two(reply.sector_size, _MAX_SECTOR_BYTES), "the sector size")
+    _demand(_power_of_two(reply.sector_size, 512, _MAX_SECTOR_BYTES), "the sector size")
     _demand(len(reply.partitions) <= wire.MAX_PARTITIONS, "the number of partitions")
     partitions = [_believe_partition(one, disk_size) for one in reply.partitions]
     inside = sorted(partitions, key=lambda one: one.start)
@@ -99,14 +106,26 @@ def believe_volume(reply: VolumeReply, volume_size: int) -> VolumeColumns:
     Raises MalformedError when it contradicts the volume or itself.
     """
     _demand(reply.state in _STATES, f"the state {reply.state!r}")
-    _demand(_power_of_two(reply.block_size, MAX_BLOCK_BYTES), "the block size")
+    _demand(_power_of_two(reply.block_size, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES), "the block size")
     free = wire.unpack_ranges(reply.free, "free", volume_size)
+    held = wire.unpack_ranges(reply.held, "held by snapshots", volume_size)
+    snapshots = wire.unpack_ranges(reply.snapshots, "snapshots", volume_size)
     dropped = wire.unpack_ranges(reply.dropped, "dropped", volume_size)
-    _demand(reply.state == "clean" or len(free) == 0, "free ranges of a volume that is not clean")
-    inode, file_size, *columns = _stream_columns(reply)
+    clean = reply.state == "clean"
+    _demand(clean or not len(free) + len(held), "free ranges of a volume that is not clean")
+    inode, file_size, valid_size, form = _stream_columns(reply)
+    columns = wire.unpack_columns(reply.extents, "extents", 5)
     _check_extents(file_size, columns, reply.block_size, volume_size)
     stream, file_offset, disk_offset, length, kind = columns
-    _check_owners(disk_offset, length, free, dropped)
+    _check_owners(
+        columns,
+        (
+            (free, "bytes of files are called free"),
+            (held, "bytes of files are called free"),
+            (snapshots, "bytes of files are to be emptied"),
+            (dropped, "bytes of files are to be dropped"),
+        ),
+    )
     name_stream = wire.unpack_column(reply.name_stream, "names")
     _demand(_sorted(name_stream), "names are not sorted by stream")
     _demand(_rows_below(name_stream, len(inode)), "a name belongs to no stream")
@@ -120,9 +139,13 @@ def believe_volume(reply: VolumeReply, volume_size: int) -> VolumeColumns:
         reply.state,
         _text(reply.state_reason, "state", wire.MAX_TEXT_CHARACTERS),
         free,
+        held,
+        snapshots,
         dropped,
         inode,
         file_size,
+        valid_size,
+        form,
         stream,
         file_offset,
         disk_offset,
@@ -136,9 +159,10 @@ def believe_volume(reply: VolumeReply, volume_size: int) -> VolumeColumns:
 
 
 def _stream_columns(reply: VolumeReply) -> list[Column]:
-    _demand(len(reply.streams) == 7, "the number of stream columns")
-    streams = wire.unpack_columns(reply.streams[:2], "streams", 2)
-    return [*streams, *wire.unpack_columns(reply.streams[2:], "extents", 5)]
+    inode, size, valid, form = wire.unpack_columns(reply.streams, "streams", 4)
+    _demand(bool((valid <= size).all()), "more of a file is valid than it has")
+    _demand(bool(np.isin(form, (PLAIN, STORED)).all()), "an unknown form of stream")
+    return [inode, size, valid, form]
 
 
 def _check_extents(
@@ -163,14 +187,17 @@ def _check_extents(
     _demand(not past.any(), "data after the last block of a file")
 
 
-def _check_owners(disk_offset: Column, length: Column, free: Ranges, dropped: Ranges) -> None:
+def _check_owners(columns: Sequence[Column], claims: Sequence[tuple[Ranges, str]]) -> None:
+    """Demand that no byte has two owners; claims: (ranges, what it would mean if files had them)"""
+    _, _, disk_offset, length, _ = columns
     extents = np.stack([disk_offset, disk_offset + length], axis=1)
     extents = extents[np.argsort(extents[:, 0], kind="stable")]
     clash = overlap_of_sorted(extents)
     if clash >= 0:
         raise MalformedError(f"two files own the byte at {int(extents[clash, 0])} of the volume")
-    _demand(total(intersect(union(extents), free)) == 0, "bytes of files are called free")
-    _demand(total(intersect(union(extents), dropped)) == 0, "bytes of files are to be dropped")
+    owned = union(extents)
+    for ranges, meaning in claims:
+        _demand(total(intersect(owned, ranges)) == 0, meaning)
 
 
 def _symlinks(reply: VolumeReply) -> list[tuple[str, str]]:
@@ -189,8 +216,8 @@ def _rows_below(column: Column, rows: int) -> bool:
     return len(column) == 0 or int(column.max()) < rows
 
 
-def _power_of_two(value: int, most: int) -> bool:
-    return _MIN_BLOCK_BYTES <= value <= most and value & (value - 1) == 0
+def _power_of_two(value: int, least: int, most: int) -> bool:
+    return least <= value <= most and value & (value - 1) == 0
 
 
 def _text(text: str, what: str, most: int = _MAX_LABEL_CHARACTERS) -> str:

@@ -41,11 +41,14 @@ class Survey:
 
     container: "raw", "qcow2", "vmdk", … table: "mbr", "gpt", "none"; table_identifier: disk
     signature or GUID. free: never seen by any reader of the guest's file systems (clean ones
-    only). dropped: per volume row, ranges whose loss is harmless (swap pages).
+    only). Each with its volume's row: held, what would be free if there were no snapshots;
+    snapshots, what has to read as zeros for them to vanish; dropped, ranges whose loss is harmless
+    (swap pages).
 
-    Streams (n rows): volume: row in `volumes`; inode; size, bytes of the file. Extents (m rows,
-    sorted by stream and file_offset): stream, file_offset, disk_offset, length, kind (DATA or
-    UNWRITTEN of formats.filesystem.model). Names (k rows, sorted by stream): name_stream, name
+    Streams (n rows): volume: row in `volumes`; inode; file_size, bytes of the file; valid_size,
+    how many of them come from the disk; form, PLAIN or STORED of formats.filesystem.model. Extents
+    (m rows, sorted by stream and file_offset): stream, file_offset, disk_offset, length, kind (DATA
+    or UNWRITTEN of formats.filesystem.model). Names (k rows, sorted by stream): name_stream, name
     (path within the volume, beginning with "/"). symlinks: (volume row, path, target).
     """
 
@@ -56,10 +59,14 @@ class Survey:
     table_identifier: str
     volumes: tuple[Volume, ...]
     free: Ranges
+    held: tuple[tuple[int, Ranges], ...]
+    snapshots: tuple[tuple[int, Ranges], ...]
     dropped: tuple[tuple[int, Ranges], ...]
     volume: NDArray[np.int64]
     inode: NDArray[np.int64]
     file_size: NDArray[np.int64]
+    valid_size: NDArray[np.int64]
+    form: NDArray[np.uint8]
     stream: NDArray[np.int64]
     file_offset: NDArray[np.int64]
     disk_offset: NDArray[np.int64]

@@ -118,6 +118,8 @@ class _Gathered:
     volumes: list[Volume] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     free: list[Ranges] = field(default_factory=lambda: [empty_ranges()])
+    held: list[tuple[int, Ranges]] = field(default_factory=list)
+    snapshots: list[tuple[int, Ranges]] = field(default_factory=list)
     dropped: list[tuple[int, Ranges]] = field(default_factory=list)
     streams: list[tuple[Column, ...]] = field(default_factory=list)
     extents: list[tuple[Column, ...]] = field(default_factory=list)
@@ -135,9 +137,22 @@ class _Gathered:
             return
         start, first = partition.start, self.stream_count
         self.free.append(found.free + start)
-        if len(found.dropped):
-            self.dropped.append((row, found.dropped + start))
-        self.streams.append((np.full_like(found.inode, row), found.inode, found.file_size))
+        for ranges, of_volumes in (
+            (found.held, self.held),
+            (found.snapshots, self.snapshots),
+            (found.dropped, self.dropped),
+        ):
+            if len(ranges):
+                of_volumes.append((row, ranges + start))
+        self.streams.append(
+            (
+                np.full_like(found.inode, row),
+                found.inode,
+                found.file_size,
+                found.valid_size,
+                found.form,
+            )
+        )
         self.extents.append(
             (
                 found.stream + first,
@@ -153,7 +168,7 @@ class _Gathered:
         self.stream_count += len(found.inode)
 
     def survey(self, disk: Disk, table: wire.TableReply) -> Survey:
-        volume, inode, file_size = _joined(self.streams, 3)
+        volume, inode, file_size, valid_size, form = _joined(self.streams, 5)
         stream, file_offset, disk_offset, length, kind = _joined(self.extents, 5)
         free = np.concatenate(self.free)
         return Survey(
@@ -164,10 +179,14 @@ class _Gathered:
             table_identifier=table.identifier,
             volumes=tuple(self.volumes),
             free=free[np.argsort(free[:, 0], kind="stable")],
+            held=tuple(self.held),
+            snapshots=tuple(self.snapshots),
             dropped=tuple(self.dropped),
             volume=volume,
             inode=inode,
             file_size=file_size,
+            valid_size=valid_size,
+            form=form.astype(np.uint8),
             stream=stream,
             file_offset=file_offset,
             disk_offset=disk_offset,

@@ -164,8 +164,11 @@ class VolumeReply(msgspec.Struct, frozen=True, array_like=True, tag="volume"):
     state: str
     state_reason: str
     free: Table
+    held: Table
+    snapshots: Table
     dropped: Table
     streams: Table
+    extents: Table
     name_stream: PackedColumn
     names: bytes
     link_names: bytes

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from formats.container.qcow2 import BackingRequired, Qcow2
 from formats.errors import FormatError
@@ -178,18 +179,16 @@ def _read_volume(request: wire.ReadVolume, source: Source) -> wire.VolumeReply:
         found.state,
         _printable(found.state_reason),
         wire.pack_table(found.free),
+        wire.pack_table(found.held),
+        wire.pack_table(found.snapshots),
         wire.pack_table(found.dropped),
-        tuple(
-            encode_column(column)
-            for column in (
-                streams.inode,
-                streams.size,
-                streams.stream,
-                streams.file_offset,
-                streams.disk_offset,
-                streams.length,
-                streams.kind,
-            )
+        _columns(streams.inode, streams.size, streams.valid, streams.form),
+        _columns(
+            streams.stream,
+            streams.file_offset,
+            streams.disk_offset,
+            streams.length,
+            streams.kind,
         ),
         encode_column(np.array([stream for stream, _ in names], dtype=np.int64)),
         wire.pack_texts([name for _, name in names]),
@@ -197,6 +196,10 @@ def _read_volume(request: wire.ReadVolume, source: Source) -> wire.VolumeReply:
         wire.pack_texts([target for _, target in links]),
         unread,
     )
+
+
+def _columns(*columns: NDArray[np.integer]) -> wire.Table:
+    return tuple(encode_column(column) for column in columns)
 
 
 def _fits(text: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from formats.filesystem.model import DATA
+from formats.filesystem.model import DATA, plain
 from formats.ranges import empty_ranges
 from formats.source import Memory, Source
 from packer.guest.tree import Tree
@@ -154,10 +154,14 @@ def survey_of_volumes(
         table_identifier=table_identifier,
         volumes=tuple(volumes),
         free=empty_ranges(),
+        held=(),
+        snapshots=(),
         dropped=(),
         volume=np.zeros(len(names), dtype=np.int64),
         inode=rows + 12,
         file_size=np.zeros(len(names), dtype=np.int64),
+        valid_size=np.zeros(len(names), dtype=np.int64),
+        form=plain(len(names)),
         stream=none,
         file_offset=none,
         disk_offset=none,
@@ -191,6 +195,7 @@ def guest_in_memory(
         survey,
         size=len(disk),
         file_size=sizes,
+        valid_size=sizes,
         stream=np.flatnonzero(some),
         file_offset=np.zeros(int(some.sum()), dtype=np.int64),
         disk_offset=starts[some],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from formats.filesystem.model import DATA
+from formats.filesystem.model import DATA, plain
 from formats.ranges import Ranges, as_ranges
 from formats.source import Memory
 from packer.artifact.hints import Package
@@ -29,6 +29,11 @@ class File:
     md5: bytes | None = None
     boot: int = -1
     volume: int = 0
+    valid: int | None = None
+
+    @property
+    def valid_size(self) -> int:
+        return self.size if self.valid is None else self.valid
 
 
 def numbered_disk(blocks: int, tail: int = 0) -> Memory:
@@ -79,10 +84,14 @@ def survey_of(
         table_identifier="",
         volumes=tuple([volume(0, size)] if volumes is None else volumes),
         free=as_ranges(free),
+        held=(),
+        snapshots=(),
         dropped=(),
         volume=np.array([file.volume for file in files], dtype=np.int64),
         inode=np.arange(len(files), dtype=np.int64) + 12,
         file_size=np.array([file.size for file in files], dtype=np.int64),
+        valid_size=np.array([file.valid_size for file in files], dtype=np.int64),
+        form=plain(len(files)),
         stream=table[:, 0],
         file_offset=table[:, 1],
         disk_offset=table[:, 2],

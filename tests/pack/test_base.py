@@ -191,6 +191,24 @@ def test_a_bundle_that_the_index_does_not_speak_of_is_left_behind(tmp_path: Path
     assert (list(found.bundles), found.index.content.tolist()) == (["boot"], [0])
 
 
+def test_a_bundle_that_holds_more_than_its_frames_is_not_carried_on(tmp_path: Path) -> None:
+    """Nobody has looked at the rest, and no limit for what is dead would count it."""
+    data = [noise(3000, 1), noise(3000, 2)]
+    place = tmp_path / "v1"
+    with write_pack(f"{place}/", data, [Class.BOOT, Class.PRIVATE]) as base:
+        *others, private = base.manifest.layers
+        blobs = place / "blobs" / "sha256"
+        grown = (blobs / private.digest.removeprefix("sha256:")).read_bytes() + b"anything"
+        name = hashlib.sha256(grown).hexdigest()
+        (blobs / name).write_bytes(grown)
+        digest = f"sha256:{name}"
+        layer = msgspec.structs.replace(private, digest=digest, size=len(grown))
+        lie = lying(base, replace(base.index, bundles=(base.index.bundles[0], digest)))
+        lie.__dict__["manifest"] = msgspec.structs.replace(base.manifest, layers=(*others, layer))
+        found = carry_on(lie, wanted_of(data, [Class.BOOT, Class.PRIVATE]), Silent())
+    assert (list(found.bundles), found.index.content.tolist()) == (["boot"], [0])
+
+
 def test_one_bundle_under_two_titles_travels_as_seldom_as_either(tmp_path: Path) -> None:
     data = [noise(3000, 1)]
     with write_pack(tmp_path / "v1.vmpack", data, [Class.SHARED]) as base:

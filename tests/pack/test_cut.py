@@ -179,6 +179,14 @@ def test_a_file_whose_end_is_a_hole_has_no_slack() -> None:
     assert len(pieces.unused) == 0
 
 
+def test_what_follows_the_valid_part_of_a_file_reads_as_zeros_and_is_unused() -> None:
+    file = File(3 * BLOCK, [(0, 2 * BLOCK, 3 * BLOCK)], valid=BLOCK + 100)
+    source = numbered_disk(8)
+    pieces = cut_of(survey_of(source.size, [file]), source)
+    assert fragments(pieces)[1] == (0, 0, BLOCK + 100)
+    assert pieces.unused.tolist() == [[3 * BLOCK + 100, 5 * BLOCK]]
+
+
 @pytest.mark.parametrize("state", ["dirty", "hibernated"])
 def test_in_a_volume_that_is_not_clean_nothing_of_a_files_blocks_is_unused(state: str) -> None:
     """A replay of the journal may move the end of a file, and make unwritten blocks data."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from formats.filesystem.model import FileSystem, Streams
+from formats.filesystem.model import FileSystem, Streams, plain
 from formats.source import Source
 from packer.survey import worker
 
@@ -20,6 +20,8 @@ def read(source: Source) -> FileSystem:
     streams = Streams(
         inode=rows + 11,
         size=rows % BLOCK + 1,
+        valid=rows % BLOCK + 1,
+        form=plain(FILES),
         stream=rows,
         file_offset=np.zeros(FILES, dtype=np.int64),
         disk_offset=(rows + 1) * BLOCK,

@@ -38,10 +38,16 @@ def volume_reply(**changes: Any) -> wire.VolumeReply:
         state="clean",
         state_reason="",
         free=(column(0x80000, 0xA0000), column(0x90000, VOLUME)),
+        held=(column(0x40000), column(0x42000)),
+        snapshots=(column(0x50000), column(0x50200)),
         dropped=(column(0x70000), column(0x71000)),
         streams=(
             column(12, 13),  # inode
             column(9000, 100),  # size
+            column(9000, 80),  # valid
+            column(0, 1),  # form
+        ),
+        extents=(
             column(0, 0, 1),  # stream
             column(0, 8192, 0),  # file_offset
             column(0x10000, 0x30000, 0x20000),  # disk_offset
@@ -58,9 +64,16 @@ def volume_reply(**changes: Any) -> wire.VolumeReply:
 
 
 def streams(**changes: PackedColumn) -> wire.Table:
-    names = ("inode", "size", "stream", "file_offset", "disk_offset", "length", "kind")
+    names = ("inode", "size", "valid", "form")
     return tuple(
         changes.get(name, old) for name, old in zip(names, volume_reply().streams, strict=True)
+    )
+
+
+def extents(**changes: PackedColumn) -> wire.Table:
+    names = ("stream", "file_offset", "disk_offset", "length", "kind")
+    return tuple(
+        changes.get(name, old) for name, old in zip(names, volume_reply().extents, strict=True)
     )
 
 
@@ -81,9 +94,11 @@ HUGE = (1 << 63) - 1
     [
         {"state": "spotless"},
         {"block_size": 0},
+        {"block_size": 128},
         {"block_size": 3000},
         {"block_size": 1 << 40},
         {"state": "dirty"},  # but with free ranges
+        {"state": "dirty", "free": (column(), column())},  # but with held ranges
         {"free": (column(0), column(VOLUME + 1))},
         {"free": (column(5), column(5))},
         {"free": (column(9, 5), column(10, 6))},
@@ -94,20 +109,25 @@ HUGE = (1 << 63) - 1
         {"free": ()},
         {"dropped": (column(0x20000), column(0x21000))},  # a file's
         {"free": (column(0x10000), column(0x11000))},  # a file's
+        {"held": (column(0x10000), column(0x11000))},  # a file's
+        {"snapshots": (column(0x10000), column(0x11000))},  # a file's
         {"streams": streams(size=column(9000))},
-        {"streams": streams(stream=column(0, 0, 2))},
-        {"streams": streams(stream=column(1, 0, 0))},
-        {"streams": streams(file_offset=column(0, 4096, 0))},  # overlaps in its file
-        {"streams": streams(file_offset=column(8192, 0, 0))},
-        {"streams": streams(file_offset=column(0, 1 << 40, 0))},  # behind the end of the file
-        {"streams": streams(file_offset=column(0, 8000, 0))},
-        {"streams": streams(disk_offset=column(0x10000, 0x11000, 0x20000))},  # two owners
-        {"streams": streams(disk_offset=column(0x10000, 0x30000, VOLUME))},
-        {"streams": streams(disk_offset=column(0x10000, 0x30000, HUGE))},
-        {"streams": streams(length=column(8192, 0, 4096))},
-        {"streams": streams(length=column(8192, HUGE, 4096))},
-        {"streams": streams(kind=column(0, 0, 2))},
-        {"streams": streams()[:6]},
+        {"extents": extents(stream=column(0, 0, 2))},
+        {"extents": extents(stream=column(1, 0, 0))},
+        {"extents": extents(file_offset=column(0, 4096, 0))},  # overlaps in its file
+        {"extents": extents(file_offset=column(8192, 0, 0))},
+        {"extents": extents(file_offset=column(0, 1 << 40, 0))},  # behind the end of the file
+        {"extents": extents(file_offset=column(0, 8000, 0))},
+        {"extents": extents(disk_offset=column(0x10000, 0x11000, 0x20000))},  # two owners
+        {"extents": extents(disk_offset=column(0x10000, 0x30000, VOLUME))},
+        {"extents": extents(disk_offset=column(0x10000, 0x30000, HUGE))},
+        {"extents": extents(length=column(8192, 0, 4096))},
+        {"extents": extents(length=column(8192, HUGE, 4096))},
+        {"extents": extents(kind=column(0, 0, 2))},
+        {"streams": streams()[:3]},
+        {"streams": streams(valid=column(9001, 80))},  # more than the file has
+        {"streams": streams(form=column(0, 2))},
+        {"extents": extents()[:4]},
         {"name_stream": column(0, 0, 2)},
         {"name_stream": column(1, 0, 0)},
         {"name_stream": column(0, 0)},
