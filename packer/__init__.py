@@ -13,7 +13,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from packer.artifact.copy import CopyReport, Extent, Fit, copy_packs
+    from packer.artifact.copy import Copied, CopyReport, Extent, Fit, copy_packs
+    from packer.artifact.countersign import SignReport, countersign_pack
+    from packer.artifact.keys import PrivateKey, load_private
+    from packer.artifact.layout.base import LayoutWriter
+    from packer.artifact.layout.extras import Extra
+    from packer.artifact.layout.open import create_layout
     from packer.artifact.opened import OpenedPack
     from packer.artifact.want import WantReport, write_want
     from packer.errors import (
@@ -29,17 +34,39 @@ if TYPE_CHECKING:
     from packer.inspect.diff import Difference, diff_packs
     from packer.inspect.image import ImageReport, inspect_image
     from packer.inspect.pack import PackSummary, inspect_pack
+    from packer.inspect.summary import Summary, summarise
+    from packer.media.chances import chances
     from packer.media.device import Device, look_at
     from packer.media.fill import FillReport, fill_list
     from packer.media.write import WriteReport, write
+    from packer.pack.against import Against, open_against
     from packer.pack.pack import PackOptions, PackReport, pack
+    from packer.progress import Progress
+    from packer.sources.base import Source
+    from packer.sources.inventory import Inventory, take_inventory
     from packer.sources.open import SourceOpener, open_pack
+    from packer.sources.store import Store
     from packer.unpack.dry_run import DryRun, dry_run
+    from packer.unpack.gather import Supplied
     from packer.unpack.unpack import ContentsMissingError, UnpackReport, unpack
+    from packer.unpack.update import (
+        Held,
+        OldDisk,
+        UpdateReport,
+        Version,
+        identify,
+        old_disk,
+        update,
+    )
     from packer.unpack.verify import VerifyReport, verify
 
 _HOMES = {
-    "packer.artifact.copy": ("CopyReport", "Extent", "Fit", "copy_packs"),
+    "packer.artifact.copy": ("Copied", "CopyReport", "Extent", "Fit", "copy_packs"),
+    "packer.artifact.countersign": ("SignReport", "countersign_pack"),
+    "packer.artifact.keys": ("PrivateKey", "load_private"),
+    "packer.artifact.layout.base": ("LayoutWriter",),
+    "packer.artifact.layout.extras": ("Extra",),
+    "packer.artifact.layout.open": ("create_layout",),
     "packer.artifact.opened": ("OpenedPack",),
     "packer.artifact.want": ("WantReport", "write_want"),
     "packer.errors": (
@@ -55,53 +82,96 @@ _HOMES = {
     "packer.inspect.diff": ("Difference", "diff_packs"),
     "packer.inspect.image": ("ImageReport", "inspect_image"),
     "packer.inspect.pack": ("PackSummary", "inspect_pack"),
+    "packer.inspect.summary": ("Summary", "summarise"),
+    "packer.media.chances": ("chances",),
     "packer.media.device": ("Device", "look_at"),
     "packer.media.fill": ("FillReport", "fill_list"),
     "packer.media.write": ("WriteReport", "write"),
+    "packer.pack.against": ("Against", "open_against"),
     "packer.pack.pack": ("PackOptions", "PackReport", "pack"),
+    "packer.progress": ("Progress",),
+    "packer.sources.base": ("Source",),
+    "packer.sources.inventory": ("Inventory", "take_inventory"),
     "packer.sources.open": ("SourceOpener", "open_pack"),
+    "packer.sources.store": ("Store",),
     "packer.unpack.dry_run": ("DryRun", "dry_run"),
+    "packer.unpack.gather": ("Supplied",),
     "packer.unpack.unpack": ("ContentsMissingError", "UnpackReport", "unpack"),
+    "packer.unpack.update": (
+        "Held",
+        "OldDisk",
+        "UpdateReport",
+        "Version",
+        "identify",
+        "old_disk",
+        "update",
+    ),
     "packer.unpack.verify": ("VerifyReport", "verify"),
 }
 
 __all__ = [
+    "Against",
     "ContentsMissingError",
+    "Copied",
     "CopyReport",
     "Device",
     "Difference",
     "DryRun",
     "Error",
     "Extent",
+    "Extra",
     "FillReport",
     "Fit",
+    "Held",
     "ImageReport",
     "InUseError",
     "InputError",
+    "Inventory",
+    "LayoutWriter",
     "MismatchError",
     "MissingError",
+    "OldDisk",
     "OpenedPack",
     "PackOptions",
     "PackReport",
     "PackSummary",
     "PolicyError",
+    "PrivateKey",
+    "Progress",
+    "SignReport",
+    "Source",
     "SourceOpener",
+    "Store",
+    "Summary",
+    "Supplied",
     "TrustError",
     "UnpackReport",
+    "UpdateReport",
     "UsageError",
     "VerifyReport",
+    "Version",
     "WantReport",
     "WriteReport",
+    "chances",
     "copy_packs",
+    "countersign_pack",
+    "create_layout",
     "diff_packs",
     "dry_run",
     "fill_list",
+    "identify",
     "inspect_image",
     "inspect_pack",
+    "load_private",
     "look_at",
+    "old_disk",
+    "open_against",
     "open_pack",
     "pack",
+    "summarise",
+    "take_inventory",
     "unpack",
+    "update",
     "verify",
     "write",
     "write_want",

@@ -89,3 +89,28 @@ def test_only_the_entry_of_the_command_catches_our_errors_for_good() -> None:
     assert verbs
     for path in verbs:
         assert "except Error" not in path.read_text("utf-8"), path
+
+
+STARTERS = {"Popen", "run", "call", "check_call", "check_output"}
+
+
+def started_programs(path: Path) -> Iterator[ast.Call]:
+    """Yield the calls of subprocess in a module."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id == "subprocess"
+            and node.func.attr in STARTERS
+        ):
+            yield node
+
+
+def test_every_program_is_started_with_an_environment_of_its_own() -> None:
+    """Without one it would inherit the secrets that this process was given: packer/environment."""
+    paths = modules("packer")
+    programs = [(path, call) for path in paths for call in started_programs(path)]
+    assert len(programs) > 5
+    for path, call in programs:
+        assert "env" in {one.arg for one in call.keywords}, f"{path}:{call.lineno}"

@@ -21,7 +21,8 @@ from packer.artifact.contents import Class
 from packer.artifact.map import Kind, decode_map, encode_map
 from packer.artifact.signature import payload_of
 from packer.cli import settings
-from packer.cli.main import EXIT_CODES, INTERRUPTED, VERBS, build_parser
+from packer.cli.interrupts import INTERRUPTED
+from packer.cli.main import EXIT_CODES, VERBS, build_parser
 from tests.artifact.make import contents_of, map_of
 
 ROOT = Path(__file__).parent.parent

@@ -59,6 +59,15 @@ class Contents:
         start = block * BLOCK_BYTES
         return start, min(start + BLOCK_BYTES, int(self.size[row]))
 
+    def by_class(self, rows: NDArray[np.int64]) -> dict[str, tuple[int, int]]:
+        """Return {class name: (contents, bytes)} of some rows, without classes that have none."""
+        parts = {one.name.lower(): rows[self.classes[rows] == one] for one in Class}
+        return {
+            name: (len(part), int(self.size[part].sum()))
+            for name, part in parts.items()
+            if len(part)
+        }
+
     def only(self, rows: NDArray[np.int64]) -> Contents:
         """Return some of the contents as a table of their own, in the order of `rows`."""
         size = self.size[rows]

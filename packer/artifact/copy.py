@@ -161,15 +161,16 @@ def _part(pack: OpenedPack, extent: Extent) -> _Part:
     bundles = {
         title: _blob(layer)
         for title, layer in pack.manifest.bundles().items()
-        if Class[title.partition("-")[0].upper()] in extent.classes
+        if manifests.class_of(title) in extent.classes
     }
     index = pack.index.only([blob.digest for blob in bundles.values()], contents)
     asked = np.flatnonzero(np.isin(contents.classes, extent.classes))
     lacking = np.setdiff1d(asked, index.content)
     if len(lacking):
+        absent_bytes = int(contents.size[lacking].sum())
         raise InputError(
             f"{pack.layout.location}: holds no complete {extent.value} copy: "
-            f"{len(lacking)} contents ({int(contents.size[lacking].sum())} bytes) are absent",
+            f"{len(lacking)} contents ({format_bytes(absent_bytes)}) are absent",
             hint="copy from a fuller copy of this pack",
         )
     deltas = pack.manifest.deltas() if extent is Extent.FULL else None
@@ -199,12 +200,7 @@ def _finished(part: _Part, writer: LayoutWriter) -> Manifest:
 
 def _lacking(part: _Part) -> dict[str, tuple[int, int]]:
     contents = part.pack.map.contents
-    found: dict[str, tuple[int, int]] = {}
-    for one in Class:
-        rows = np.setdiff1d(np.flatnonzero(contents.classes == one), part.index.content)
-        if len(rows):
-            found[one.name.lower()] = (len(rows), int(contents.size[rows].sum()))
-    return found
+    return contents.by_class(np.setdiff1d(np.arange(len(contents)), part.index.content))
 
 
 class _Chosen:

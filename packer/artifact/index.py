@@ -226,7 +226,21 @@ def _decode_places(
         int(large.max(initial=0)) <= 1 and not large[first[single]].any(),
         f"first_frame: a content above {BLOCK_BYTES} bytes shares a frame with another",
     )
+    _expect(
+        _hold_blocks(frame_bytes, first[~single], size[~single]),
+        "frame_bytes: a block of a content reaches past its frame",
+    )
     return content, first, offset
+
+
+def _hold_blocks(
+    frame_bytes: NDArray[np.int64], first_frame: NDArray[np.int64], size: NDArray[np.int64]
+) -> bool:
+    """Return whether each block of large contents, which share no frame, fits into its frame."""
+    count = frame_counts(size)  # together no more than there are frames
+    block = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+    block_bytes = np.minimum(np.repeat(size, count) - block * BLOCK_BYTES, BLOCK_BYTES)
+    return bool((block_bytes <= frame_bytes[np.repeat(first_frame, count) + block]).all())
 
 
 def _contents_in(

@@ -17,6 +17,7 @@ from typing import Annotated
 import msgspec
 
 from packer.artifact import media_types, strict_json
+from packer.artifact.contents import Class
 from packer.errors import InputError
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -148,6 +149,11 @@ class _LayoutFile(msgspec.Struct, frozen=True, rename="camel"):
     image_layout_version: str
 
 
+def class_of(title: str) -> Class:
+    """Return with the contents of which class a bundle of this title travels."""
+    return Class[title.partition("-")[0].upper()]
+
+
 def build(
     *,
     config: Blob,
@@ -230,11 +236,15 @@ def signed_anew(manifest: Manifest, signature: Blob, rotations: Sequence[Blob]) 
 def encode(manifest: Manifest) -> bytes:
     """Return a manifest's bytes; the same manifest always gives the same ones.
 
-    Raises ValueError when it is larger than MAX_MANIFEST_BYTES.
+    Raises InputError when it is larger than MAX_MANIFEST_BYTES: no reader would take it.
     """
     data = strict_json.encode(manifest)
     if len(data) > MAX_MANIFEST_BYTES:
-        raise ValueError(f"a manifest of {len(data)} bytes is larger than {MAX_MANIFEST_BYTES}")
+        raise InputError(
+            f"manifest: expected at most {MAX_MANIFEST_BYTES} bytes, found {len(data)}",
+            hint=f"{len(manifest.layers):,} layers are more than any vmpack writes; fetch the "
+            "pack from somewhere else",
+        )
     return data
 
 

@@ -15,7 +15,6 @@ from html import escape
 import numpy as np
 
 from packer.artifact.config import Config
-from packer.artifact.contents import Class
 from packer.artifact.layout.base import Layout
 from packer.artifact.layout.extras import Extra, Page
 from packer.artifact.opened import OpenedPack, packs_of
@@ -98,12 +97,7 @@ def _lacking(pack: OpenedPack) -> dict[str, tuple[int, int]]:
     absent = np.ones(len(contents), dtype=bool)
     if pack.manifest.frame_index() is not None:
         absent[pack.index.content] = False
-    rows = {one.name.lower(): absent & (contents.classes == one) for one in Class}
-    return {
-        name: (int(some.sum()), int(contents.size[some].sum()))
-        for name, some in rows.items()
-        if some.any()
-    }
+    return contents.by_class(np.flatnonzero(absent))
 
 
 def render(
@@ -184,7 +178,8 @@ def _without_network(pack: Shown) -> str:
 def _guide(packs: Sequence[Shown], extras: Sequence[str], needs: Mapping[str, str]) -> str:
     program = next((name for name in extras if _PROGRAM.fullmatch(name)), None)
     wheels = any(name.startswith(_WHEELS) for name in extras)
-    one = "." if len(packs) == 1 else f"'.#{packs[0].config.ref_name}'"
+    # Whole, or it would be another command; a config allows no characters that mean anything here.
+    one = "." if len(packs) == 1 else escape(f"'.#{packs[0].config.ref_name}'", quote=False)
     command = "~/vmpack" if program else "vmpack"
     get = _program_guide(program, needs) if program else _INSTALLED
     offline = _wheels_guide(needs) if wheels else ""
@@ -198,7 +193,7 @@ fingerprint of the signing key; vmpack unpacks only what a key that you name has
 instead of the dot.)</p>
 {get}
 <pre>{command} inspect .
-{command} unpack {_text(one)} -o ~/disk.raw --signer FINGERPRINT</pre>
+{command} unpack {one} -o ~/disk.raw --signer FINGERPRINT</pre>
 <p><code>--format qcow2</code>, <code>vmdk</code>, <code>vdi</code> or <code>vhdx</code> writes the
 disk for QEMU, VMware, VirtualBox or Hyper-V (needs <code>qemu-img</code>);
 <code>--dry-run</code> only says what would be done.</p>

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from packer.survey import frozen
 
 if __name__ == "__main__":
@@ -9,4 +11,4 @@ if __name__ == "__main__":
     # Here, because a child needs nothing of the command.
     from packer.cli.main import main
 
-    frozen.end(main())
+    sys.exit(main())

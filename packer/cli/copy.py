@@ -99,7 +99,9 @@ def run(options: argparse.Namespace) -> int:
         extent: Extent | Fit = options.extent
         if capacity is not None:
             opener = stack.enter_context(SourceOpener(own_store(None)))
-            against: list[Against] = [open_against(one, opener) for one in options.against]
+            against: list[Against] = [
+                open_against(one, opener, progress=progress_of(options)) for one in options.against
+            ]
             extent = Fit(capacity, [chances(pack, against) for pack in packs])
         extras = unpacker.extras if unpacker else ()
         layout = create_layout(options.destination, replace=options.force, extras=extras)

@@ -34,7 +34,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("pack", metavar="list", help="what 'unpack --want' wrote")
     parser.add_argument(
-        "--output", "-o", metavar="PACK", help="file, or new folder/ (ends in /), to write"
+        "--output", "-o", metavar="PACK", help="file, or folder/ (ends in /), to write"
     )
     add_sources(parser)
     parser.add_argument("--force", action="store_true", help="replace the output")

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from packer.cli.interrupts import INTERRUPTED, hear_interrupts
 from packer.errors import Error
 from packer.progress import note
 from packer.text import printable
 
-INTERRUPTED = 130
 VERBS = (
     "pack",
     "inspect",
@@ -100,14 +100,26 @@ def _spell_out(arguments: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code."""
+    """Run the command; return its exit code.
+
+    arguments: None for those of this process, which is the command's own then and soon ends.
+    """
+    try:
+        if arguments is None:
+            hear_interrupts()
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        print("vmpack: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(given: list[str]) -> int:
     # Read when NumPy is loaded: its threads for linear algebra, of which there is none, only spin.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # A guest's or a file's name may hold what the terminal's encoding does not.
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, handlers=[_Notes()])
-    given = list(sys.argv[1:] if arguments is None else arguments)
     # A verb that is named at once is loaded alone: the others' libraries take longer than it does.
     named = given[:1] if given[:1] and given[0] in VERBS else VERBS
     options = build_parser(named).parse_args(_spell_out(given))
@@ -121,9 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.hint:
             print(f"  hint: {printable(error.hint)}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("vmpack: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has enough; Python must not complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -26,11 +26,10 @@ from packer.artifact.rotation import load_statement
 from packer.artifact.trust import Verdict, judge
 from packer.artifact.trust_store import TrustStore
 from packer.cli.settings import MAX_JOBS, load_settings
+from packer.environment import KEY_PASSPHRASE
 from packer.errors import UsageError
 from packer.progress import Progress, for_terminal, note
 from packer.sources.store import Store
-
-PASSPHRASE_VARIABLE = "VMPACK_KEY_PASSPHRASE"
 
 _IN_ENVIRONMENT = "env"
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]{0,99}")
@@ -139,7 +138,7 @@ def signing_keys(paths: list[Path], *, required: bool = False) -> list[PrivateKe
         )
     variables = {path: _variable(path) for path in chosen}
     keys = [_load_key(path, name) for path, name in variables.items()]
-    for name in (PASSPHRASE_VARIABLE, *filter(None, variables.values())):
+    for name in (KEY_PASSPHRASE, *filter(None, variables.values())):
         os.environ.pop(name, None)
     return keys
 
@@ -168,24 +167,24 @@ def _load_key(path: Path, variable: str | None) -> PrivateKey:
 
 def ask_passphrase(path: Path) -> str:
     """Return the passphrase of a key: from the environment, or from the person at the terminal."""
-    given = os.environ.get(PASSPHRASE_VARIABLE)
+    given = os.environ.get(KEY_PASSPHRASE)
     if given is not None:
         return given
     if not sys.stdin.isatty():
         raise UsageError(
             f"{path} is encrypted, and there is nobody to ask for the passphrase",
-            hint=f"set {PASSPHRASE_VARIABLE}",
+            hint=f"set {KEY_PASSPHRASE}",
         )
     return getpass.getpass(f"passphrase of {path}: ")
 
 
 def ask_new_passphrase() -> str:
     """Return a new passphrase: from the environment, or typed twice at the terminal."""
-    given = os.environ.get(PASSPHRASE_VARIABLE)
+    given = os.environ.get(KEY_PASSPHRASE)
     if given is None:
         if not sys.stdin.isatty():
             raise UsageError(
-                "there is nobody to ask for a new passphrase", hint=f"set {PASSPHRASE_VARIABLE}"
+                "there is nobody to ask for a new passphrase", hint=f"set {KEY_PASSPHRASE}"
             )
         given = getpass.getpass("new passphrase: ")
         if given != getpass.getpass("again: "):

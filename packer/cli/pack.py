@@ -12,6 +12,7 @@ from pathlib import Path
 from packer import host
 from packer.artifact.contents import Class
 from packer.artifact.hints import Package
+from packer.artifact.keys import PrivateKey
 from packer.artifact.opened import OpenedPack
 from packer.cli.options import (
     add_common,
@@ -152,6 +153,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """Pack."""
+    if "://" in options.output:
+        raise UsageError(
+            f"{options.output}: expected a file, .iso or folder/, found an address",
+            hint="pack into a file, and put that into a registry with 'vmpack push'",
+        )
     if not 1 <= options.level <= 22:
         raise UsageError(f"--level {options.level}: expected 1 to 22")
     if options.delta and not options.base:
@@ -160,11 +166,12 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--delta and --thin contradict each other: patches go into full packs")
     if options.unsigned and options.key:
         raise UsageError("--unsigned and --key contradict each other")
+    keys = [] if options.unsigned else signing_keys(options.key)  # before any program is started
     with (
         SourceOpener(own_store(None)) as opener,
         open_pack(options.base) if options.base else nullcontext() as base,
     ):
-        report = _pack(options, opener, base)
+        report = _pack(options, keys, opener, base)
     if report.nobody_named:
         lacking = (
             report.unlisted_bytes if report.config.sources else report.config.totals.shared.bytes
@@ -180,7 +187,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pack(options: argparse.Namespace, opener: SourceOpener, base: OpenedPack | None) -> PackReport:
+def _pack(
+    options: argparse.Namespace,
+    keys: Sequence[PrivateKey],
+    opener: SourceOpener,
+    base: OpenedPack | None,
+) -> PackReport:
     def ask_apt(packages: Sequence[Package]) -> Sequence[Package]:
         found = resolve(
             [(one.name, one.version, one.architecture) for one in packages],
@@ -204,7 +216,9 @@ def _pack(options: argparse.Namespace, opener: SourceOpener, base: OpenedPack | 
             rotations=statements_of(options),
             thin=options.thin,
             keep_free=options.keep_free,
-            against=[open_against(uri, opener) for uri in options.against],
+            against=[
+                open_against(uri, opener, progress=progress_of(options)) for uri in options.against
+            ],
             resolve=None if options.no_packages else ask_apt,
             allow=options.allow,
             strict=options.strict,
@@ -215,7 +229,7 @@ def _pack(options: argparse.Namespace, opener: SourceOpener, base: OpenedPack | 
             levels={**LEVELS, Class.SHARED: options.level},
             jobs=jobs_of(options),
         ),
-        [] if options.unsigned else signing_keys(options.key),
+        keys,
         progress_of(options),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from packer.cli.options import add_common, add_verb, own_store, print_json
+from packer.cli.options import add_common, add_verb, own_store, print_json, progress_of
 from packer.errors import UsageError
 from packer.inspect.summary import Summary, check_gates, markdown, summarise
 from packer.media.capacity import capacity_bytes
@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
     if "fetch" in limits and not options.against:
         raise UsageError("--max-fetch limits what hosts fetch: name them with --against")
     with open_pack(options.pack) as pack, SourceOpener(own_store(None)) as opener:
-        hosts = [(one, open_against(one, opener)) for one in options.against]
+        progress = progress_of(options)
+        hosts = [(one, open_against(one, opener, progress=progress)) for one in options.against]
         summary = summarise(pack, hosts)
     if options.json:
         print_json(_as_json(summary))

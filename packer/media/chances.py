@@ -12,8 +12,8 @@ from packer.artifact.opened import OpenedPack
 from packer.pack.against import Against
 
 LISTED = 0.4
-"""A file of a package that the distribution's mirrors list: of a guest's files so many are not on
-a host of the same release that is some updates behind, and the mirrors have them besides."""
+"""A file of a package that the distribution's mirrors list, and have besides. Of a guest's files an
+up-to-date host of the same release lacks 18 %, one that is some updates behind 60 %."""
 
 UNLISTED = 0.8
 """A file that no mirror was found to list: only who has the same thing installed has it."""

@@ -21,7 +21,8 @@ from formats.source import file_data_ranges
 from packer.errors import Error, InUseError
 from packer.media.device import Device
 from packer.media.medium import is_zero, read_medium
-from packer.unpack.output import punch_hole, write_at, write_back
+from packer.punch import punch_hole
+from packer.unpack.output import write_at, write_back
 
 HEAD_BYTES = 1 << 20
 """What is written last. Tables and the signs of file systems end well before."""

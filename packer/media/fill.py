@@ -72,7 +72,7 @@ def fill_list(
     decided before. sources: in order of preference. replace: a file of that name may be replaced.
     Raises InputError when it is no want-list, ContentsMissingError when nothing was found, Error
     when the output cannot be written. What an interrupted run found stays in
-    NAME.contents.partial.
+    NAME.contents.partial beside it, or in filled.contents.partial in a folder that exists.
     """
     progress = progress or Silent()
     jobs = jobs or os.cpu_count() or 1
@@ -81,11 +81,9 @@ def fill_list(
     carrier = carrier_of(pack)
     in_a_row = one_after_the_other(contents)
     path = Path(output)
-    whole = path.absolute()
-    collection = whole.with_name(f"{whole.name}.contents")
     with (
         create_layout(output, replace=replace) as writer,
-        Output(collection, in_a_row.size, force=True) as target,
+        Output(_collection(path), in_a_row.size, force=True) as target,
     ):
         assembler = Assembler(in_a_row, target, jobs)
         resumed = resume(assembler, target, progress)
@@ -116,6 +114,14 @@ def fill_list(
         resumed,
         tuple(gathering.supplied.values()),
     )
+
+
+def _collection(output: Path) -> Path:
+    """Return under which name contents are collected: on the medium that they are meant for."""
+    if output.is_dir():  # perhaps a mount point, beside which another medium lies
+        return output / "filled.contents"
+    whole = output.absolute()
+    return whole.with_name(f"{whole.name}.contents")
 
 
 def one_after_the_other(contents: Contents) -> Map:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from packer.artifact.contents import Contents
 from packer.artifact.hints import Hints
+from packer.progress import Progress, Silent
 from packer.sources.against import holds
 from packer.sources.base import Source, Wanted
 from packer.sources.inventory import Inventory
@@ -20,13 +21,18 @@ Against = Callable[[Contents, Hints, Rows], Rows]
 """(contents, hints, rows) -> those rows that some other place is known to hold."""
 
 
-def open_against(named: str, opener: SourceOpener) -> Against:
+def open_against(
+    named: str, opener: SourceOpener, *, progress: Progress | None = None
+) -> Against:
     """Return the judge that a user names: an inventory file, or a source's URI.
 
-    Raises UsageError for neither, InputError for a file that is no inventory.
+    progress: a source is read through whenever it is asked. Raises UsageError for neither,
+    InputError for a file that is no inventory.
     """
     path = Path(named)
-    return inventory_holds(path) if path.is_file() else source_holds(opener.open(named))
+    if path.is_file():
+        return inventory_holds(path)
+    return source_holds(opener.open(named), progress=progress)
 
 
 def inventory_holds(path: Path) -> Against:
@@ -39,14 +45,16 @@ def inventory_holds(path: Path) -> Against:
     return held
 
 
-def source_holds(source: Source) -> Against:
+def source_holds(source: Source, *, progress: Progress | None = None) -> Against:
     """Return a judge by a source. What it offers is read and hashed: a stub that nobody can fill
     is a hole in somebody's disk.
     """
 
     def held(contents: Contents, hints: Hints, rows: Rows) -> Rows:
-        near = holds(source, Wanted(contents, rows, hints), deep=False)
-        rest = np.setdiff1d(rows, near)
-        return np.union1d(near, holds(source, Wanted(contents, rest, hints), deep=True))
+        size_bytes = int(contents.size[rows].sum())
+        with (progress or Silent()).stage(f"looking at {source.uri}", size_bytes) as advance:
+            near = holds(source, Wanted(contents, rows, hints), deep=False, progress=advance)
+            rest = Wanted(contents, np.setdiff1d(rows, near), hints)
+            return np.union1d(near, holds(source, rest, deep=True, progress=advance))
 
     return held

@@ -3,7 +3,8 @@
 Who has the predecessor, a registry or a mirror, then needs only the new bundles. A content is
 taken from a bundle that travels at least as often as the content's class asks for: a shared one
 may lie in the private bundle, but not the other way round. Where too much of what a class has in
-old bundles is dead, that class is packed anew.
+old bundles is dead, that class is packed anew. A bundle in which something lies that is no frame
+stays behind.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from packer.artifact.contents import Class, Contents
 from packer.artifact.index import Index, frame_counts
-from packer.artifact.manifest import Blob
+from packer.artifact.manifest import Blob, class_of
 from packer.artifact.opened import OpenedPack
 from packer.progress import Progress
 from packer.sources.against import prove
@@ -48,7 +49,8 @@ def carry_on(base: OpenedPack, wanted: Wanted, progress: Progress) -> Carried:
     """
     source = PackSource(f"pack:{base.layout.location}", base.layout, base.map.contents, base.index)
     contents, classes = wanted.contents, _classes(base)
-    index = base.index.renumbered(base.map.contents, contents)
+    index = base.index.only(_whole_bundles(base), base.map.contents)
+    index = index.renumbered(base.map.contents, contents)
     near = _travel_often_enough(index, contents, classes)
     index = index.of_contents(np.intersect1d(near, source.find(wanted, deep=False).rows))
     anew = _mostly_dead(index, contents, classes)
@@ -66,11 +68,20 @@ def carry_on(base: OpenedPack, wanted: Wanted, progress: Progress) -> Carried:
     return Carried(bundles, index)
 
 
+def _whole_bundles(base: OpenedPack) -> list[str]:
+    """Return the bundles that are frames from end to end: of anything else nobody knows what it is,
+    and what it weighs would count as dead nowhere.
+    """
+    size = {layer.digest: layer.size for layer in base.manifest.bundles().values()}
+    held = zip(base.index.bundles, base.index.bundle_bytes(), strict=True)
+    return [digest for digest, frame_bytes in held if frame_bytes == size[digest]]
+
+
 def _classes(base: OpenedPack) -> dict[str, Class]:
     """Return with which class each bundle travels; with that which travels least if it has two."""
     found: dict[str, Class] = {}
     for title, layer in base.manifest.bundles().items():
-        one = Class[title.partition("-")[0].upper()]
+        one = class_of(title)
         found[layer.digest] = max(one, found.get(layer.digest, one))
     return found
 

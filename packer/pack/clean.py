@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from packer.environment import inherited
 from packer.errors import Error, InputError, InUseError, UsageError
 from packer.guest.droppable import find_droppable
 from packer.guest.identify import identify
@@ -95,6 +96,7 @@ def _create_overlay(program: str, original: Disk, overlay: Path) -> None:
         capture_output=True,
         text=True,
         errors="replace",
+        env=inherited(),
         check=False,
     )
     if done.returncode:

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
+from packer.environment import inherited
 from packer.errors import Error
 from packer.pack.clean_rules import Stat
 from packer.survey.child import clean_text
@@ -51,7 +52,7 @@ def launched(program: str, overlay: Path) -> Iterator[Guestfish]:
     # long to make and serves the next time, stays where libguestfs would keep it anyway.
     kept = os.environ.get("LIBGUESTFS_CACHEDIR") or os.environ.get("TMPDIR") or "/var/tmp"
     environment = {
-        **os.environ,
+        **inherited(),
         "TMPDIR": str(overlay.parent),
         "LIBGUESTFS_TMPDIR": str(overlay.parent),
         "LIBGUESTFS_CACHEDIR": kept,

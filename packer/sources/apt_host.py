@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from packer.environment import inherited
 from packer.sources.base import SourceError
 
 HELPERS = ("/usr/lib/apt/apt-helper", "/usr/libexec/apt/apt-helper")
@@ -287,4 +288,4 @@ def _set(option: str, value: str) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "LC_ALL": "C"}  # its messages are read
+    return {**inherited(), "LC_ALL": "C"}  # its messages are read

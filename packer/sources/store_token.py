@@ -23,10 +23,10 @@ from pathlib import Path
 import msgspec
 
 from packer import host
+from packer.environment import STORE_TOKEN
 from packer.errors import UsageError
 from packer.sources.store_files import write_all
 
-TOKEN_VARIABLE = "VMPACK_STORE_TOKEN"
 TOKEN_BYTES = 32
 MAX_FILE_BYTES = 1 << 20
 _TOKEN = re.compile(r"[!-~]{16,512}")
@@ -101,12 +101,12 @@ def access_to(address: str) -> Access:
             entry = entries[address]
             certificate = Path(entry.certificate) if entry.certificate else None
             return Access(_checked(entry.token, f"{path}: {address}"), certificate)
-    token = os.environ.get(TOKEN_VARIABLE, "")
+    token = os.environ.get(STORE_TOKEN, "")
     if token:
-        return Access(_checked(token, TOKEN_VARIABLE))
+        return Access(_checked(token, STORE_TOKEN))
     raise UsageError(
         f"store://{address}/: its token is not known here",
-        hint=f"'vmpack store token' shows it there; put it into {path} or {TOKEN_VARIABLE}",
+        hint=f"'vmpack store token' shows it there; put it into {path} or {STORE_TOKEN}",
     )
 
 

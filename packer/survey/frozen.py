@@ -10,13 +10,9 @@ Source: PyInstaller's manual, "Run-time Information" and "Independent Subprocess
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import time
 import traceback
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
 
 RUN_CODE = "--vmpack-child"
 """Before the code and the arguments of a child, as `-c` is for an interpreter."""
@@ -27,9 +23,6 @@ _LIBRARY_PATH_BEFORE = "LD_LIBRARY_PATH_ORIG"
 
 _WHERE_UNPACKED = "_PYI_"
 """With what the names of PyInstaller's own variables begin."""
-
-_ECHO_SECONDS = 0.5
-"""Within which a second interrupt is the first one again."""
 
 
 def is_frozen() -> bool:
@@ -55,7 +48,7 @@ def child_variables() -> dict[str, str]:
 def begin() -> None:
     """Become a child if this process is one; let programs of the system find their libraries.
 
-    Called once, before anything is started. Does nothing where vmpack is installed, as `end`.
+    Called once, before anything is started. Does nothing where vmpack is installed.
     """
     if not is_frozen():
         return
@@ -65,33 +58,6 @@ def begin() -> None:
         os.environ[_LIBRARY_PATH] = before
     if sys.argv[1:2] == [RUN_CODE]:
         _run(sys.argv[2], sys.argv[3:])
-    _hear_interrupts_once()
-
-
-def end(code: int) -> NoReturn:
-    """End with an exit code."""
-    if is_frozen():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an echo that comes now would kill
-    sys.exit(code)
-
-
-def _hear_interrupts_once() -> None:
-    """Take no notice of the echo of an interrupt.
-
-    Ctrl-C at a terminal goes to this process and to the one that has unpacked it and waits for it,
-    which passes every signal on.
-    """
-    heard = -_ECHO_SECONDS
-
-    def hear(_number: int, _frame: FrameType | None) -> None:
-        nonlocal heard
-        if time.monotonic() - heard < _ECHO_SECONDS:
-            return
-        heard = time.monotonic()
-        raise KeyboardInterrupt
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not below nohup
-        signal.signal(signal.SIGINT, hear)
 
 
 def _run(code: str, arguments: Sequence[str]) -> None:

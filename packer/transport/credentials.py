@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from packer.environment import inherited
 from packer.errors import Error, UsageError
 from packer.text import printable
 from packer.transport.registry_reference import DOCKER_HUB
@@ -182,7 +183,9 @@ def _run(program: str, server: str) -> tuple[int, bytes]:
     """
     end = time.monotonic() + HELPER_SECONDS
     pipe = subprocess.PIPE
-    with subprocess.Popen([program, "get"], stdin=pipe, stdout=pipe, bufsize=0) as process:
+    with subprocess.Popen(
+        [program, "get"], stdin=pipe, stdout=pipe, bufsize=0, env=inherited()
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:

@@ -20,10 +20,10 @@ from packer.clone import Cloner
 from packer.durable import sync_directory
 from packer.errors import Error, InUseError, UsageError
 from packer.file_system import file_system_type
+from packer.punch import punch_hole
 from packer.survey.in_use import refuse_if_replaced_under_somebody
 from packer.unpack import settled
 
-_FALLOC_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
 _SYNC_WAIT_BEFORE, _SYNC_WRITE = 1, 2  # SYNC_FILE_RANGE_…, sync_file_range(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -287,20 +287,6 @@ def write_at(fd: int, offset: int, data: bytes | memoryview) -> None:
     written = os.pwrite(fd, data, offset)
     while written < len(data):
         written += os.pwrite(fd, memoryview(data)[written:], offset + written)
-
-
-def punch_hole(fd: int, start: int, end: int) -> bool:
-    """Make `[start, end)` read as zeros without writing them; False where that cannot be done.
-
-    Raises OSError when the file system or the device refuses.
-    """
-    low, length = ctypes.c_longlong(start), ctypes.c_longlong(end - start)
-    if _libc.fallocate(fd, _FALLOC_PUNCH, low, length) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-        return False
-    raise OSError(code, os.strerror(code))
 
 
 def write_back(fd: int, *, wait: bool = False) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from packer.artifact.contents import Class, Contents
 from packer.artifact.hints import Hints
 from packer.artifact.opened import OpenedPack
+from packer.environment import inherited
 from packer.errors import Error, MissingError, UsageError
 from packer.progress import Progress, Silent
 from packer.sources.base import Source, SourceError
@@ -210,7 +211,7 @@ def _convert(target: Output, container: str) -> None:
     target.make_beside(temporary)
     command = [program, "convert", "-f", "raw", "-O", container, str(finished), str(temporary)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=inherited(), check=False)
         if done.returncode:
             raise Error(f"{target.path}: qemu-img could not write it: {done.stderr.strip()}")
         target.commit_other(temporary)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from packer.artifact import frames, media_types
+from packer.artifact import manifest as manifests
 from packer.artifact.contents import Class
 from packer.artifact.copy import CopyReport, Extent, copy_packs
 from packer.artifact.frames import FrameReader
@@ -191,6 +193,24 @@ def test_a_bundle_with_two_titles_keeps_both(tmp_path: Path) -> None:
         copy_to(full, tmp_path / "thin.vmpack", Extent.THIN)
     with opened(tmp_path / "thin.vmpack") as thin:
         assert readable(thin) == dict(enumerate(data))
+
+
+def test_a_manifest_that_outgrows_its_bound_when_it_is_written_anew_is_refused(
+    tmp_path: Path,
+) -> None:
+    """A stranger's manifest may be written more tersely than ours."""
+    data = [numbered(5000, 1), numbered(5000, 2)]
+    with write_pack(tmp_path / "a.vmpack", data, [Class.BOOT, Class.SHARED]) as pack:
+        *others, shared = pack.manifest.layers
+        many = [
+            replace(shared, annotations={media_types.TITLE: f"shared-{number:03d}"})
+            for number in range(16_000)
+        ]
+        terse = msgspec.json.encode(replace(pack.manifest, layers=(*others, *many)))
+        pack.__dict__["manifest"] = manifests.decode(terse)
+        with pytest.raises(InputError, match="manifest: expected at most 4194304 bytes, found"):
+            copy_to(pack, tmp_path / "b.vmpack", Extent.FULL)
+    assert [one.name for one in tmp_path.iterdir()] == ["a.vmpack"]
 
 
 def test_frames_are_read_in_their_order_and_each_is_proven(

@@ -72,6 +72,8 @@ def test_the_part_for_one_bundle_names_only_contents_that_are_wholly_inside() ->
         ({"first_frame": encode_column(column(0, 0, 2))}, "frames are missing"),
         ({"first_frame": encode_column(column(0, 0, 9))}, "out of bounds"),
         ({"offset": encode_column(column(0, 101, 0))}, "past its frame"),
+        ({"frame_bytes": encode_column(column(300, MIB - 1, 500))}, "past its frame"),
+        ({"frame_bytes": encode_column(column(300, MIB, 499))}, "past its frame"),
         ({"content_step": encode_column(column(0, 0, 9))}, "content_step"),
         ({"bundles": ["sha256:" + "0" * 64] * 2}, "bundles: one is named twice"),
         ({"first_frame": encode_column(column(0, 1, 1))}, "shares a frame"),

@@ -157,7 +157,7 @@ def test_a_manifest_is_bounded_before_it_is_parsed() -> None:
     with pytest.raises(InputError, match="at most 4194304 bytes"):
         decode(b"[" * (manifests.MAX_MANIFEST_BYTES + 1))
     bundles = {f"shared-{row:05d}": blob(str(row)) for row in range(20_000)}
-    with pytest.raises(ValueError, match="larger"):
+    with pytest.raises(InputError, match="expected at most 4194304 bytes, found"):
         encode(build(config=blob("config"), maps=[blob("map")], bundles=bundles))
 
 

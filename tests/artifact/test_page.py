@@ -126,6 +126,12 @@ def test_of_several_packs_the_commands_name_one() -> None:
     assert "vmpack unpack '.#demo:3' -o" in text
 
 
+def test_a_command_names_a_pack_whole_however_long_its_name_is() -> None:
+    config = small_config("a" * configs.MAX_NAME_CHARACTERS, configs.MAX_VERSION)
+    text = parse(render([shown(config), shown()], [])).text
+    assert f"vmpack unpack '.#{config.ref_name}' -o" in text
+
+
 def test_an_unsigned_pack_is_said_to_be_one() -> None:
     assert "Signed by" + "nobody" in parse(render([shown(signers=())], [])).text
 

@@ -89,6 +89,8 @@ BAD_USES: dict[str, tuple[int, tuple[str, ...]]] = {
     "against junk": (3, ("pack", "image", "-o", "x", "--against", "junk", "--unsigned")),
     "an output that exists": (2, ("pack", "image", "-o", "junk", "--unsigned")),
     "an output nowhere": (1, ("pack", "image", "-o", "none/x", "--unsigned")),
+    "a registry as output": (2, ("pack", "image", "-o", "oci://127.0.0.1:1/x", "--unsigned")),
+    "an address as output": (2, ("pack", "image", "-o", "https://x.example/x", "--unsigned")),
     "unpack nothing": (3, ("unpack", "none.vmpack", "-o", "disk")),
     "unpack junk": (3, ("unpack", "junk", "-o", "disk")),
     "unpack a folder": (3, ("unpack", "folder", "-o", "disk")),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from packer.artifact.contents import Class
 from packer.artifact.keys import generate
@@ -19,7 +20,7 @@ from packer.clone import CLONE_UNIT_BYTES
 from packer.errors import InputError, InUseError, UsageError
 from packer.media.fill import FillReport, fill_list, one_after_the_other
 from packer.sources.against import holds
-from packer.sources.base import Source, Wanted
+from packer.sources.base import Piece, Source, Wanted
 from packer.sources.pack import PackSource
 from packer.unpack.output import Output
 from packer.unpack.unpack import ContentsMissingError, unpack
@@ -186,6 +187,42 @@ def test_what_an_interrupted_run_found_is_taken_up(scene: Scene) -> None:
     assert sum(one.proven_bytes for one in report.supplied) == SIZES[1] + SIZES[4]
     assert held(scene.open("filled.vmpack")) == [1, 2, 4]
     assert not list(scene.folder.glob("*.partial"))
+
+
+class Looking(PackSource):
+    """A source that notes which files there are when it is asked for contents."""
+
+    def __init__(self, pack: OpenedPack, folder: Path) -> None:
+        super().__init__("pack:looking", pack.layout, pack.map.contents, pack.index)
+        self._folder = folder
+        self.seen: set[str] = set()
+
+    def fetch(self, rows: NDArray[np.int64]) -> Iterator[Piece]:
+        self.seen |= {str(one.relative_to(self._folder)) for one in self._folder.rglob("*.partial")}
+        return super().fetch(rows)
+
+
+def test_into_a_folder_that_exists_nothing_is_collected_beside_it(scene: Scene) -> None:
+    """What lies beside a mount point is another medium."""
+    want = scene.want(1, 2, 4)
+    stick = scene.folder / "stick"
+    stick.mkdir()
+    (stick / "cat.jpg").write_bytes(b"meow")
+    contents = want.map.contents.only(wanted_rows(want))
+    layout = one_after_the_other(contents)
+    with Output(stick / "filled.contents", layout.size) as left:  # of an interrupted run
+        left.pwrite(int(layout.start[layout.content == 1][0]), DATA[2])
+    looking = Looking(scene.full, scene.folder)
+    report = fill_list(want, f"{stick}/", [looking])
+    assert report.resumed_bytes == SIZES[2]
+    assert looking.seen == {"stick/filled.contents.partial"}
+    assert held(scene.open("stick")) == [1, 2, 4]
+    assert names(stick) == {"blobs", "cat.jpg", "index.html", "index.json", "oci-layout"}
+    with pytest.raises(UsageError, match="exists already"):
+        fill_list(want, f"{stick}/", [source(scene.full)])
+    fill_list(scene.open("stick"), f"{stick}/", [source(scene.full)], replace=True)
+    assert held(scene.open("stick")) == [1, 2, 4]
+    assert names(stick) == {"blobs", "cat.jpg", "index.html", "index.json", "oci-layout"}
 
 
 def test_two_runs_do_not_write_one_file(scene: Scene) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packer.artifact.contents import Class
+from packer.environment import STORE_TOKEN
 from packer.errors import UsageError
 from packer.sources.base import Bytes, SourceError, Wanted, is_near
 from packer.sources.neighbour import NeighbourSource, is_neighbour
@@ -31,9 +32,6 @@ from packer.sources.store_protocol import (
     encode_pieces,
 )
 from packer.sources.store_server import StoreHandler
-from packer.sources.store_token import (
-    TOKEN_VARIABLE,
-)
 from packer.transport.http_server import HttpServer
 from tests.artifact.make import contents_of
 from tests.artifact.real_packs import no_hints
@@ -50,7 +48,7 @@ BLOBS = [b"one", numbered(40_000, 1), numbered(3 * MIB + 5, 2), numbered(2 * MIB
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VMPACK_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    monkeypatch.setenv(STORE_TOKEN, TOKEN)
     return tmp_path / "home"
 
 
@@ -394,7 +392,7 @@ def test_a_certificate_that_is_not_there_is_a_source_error(home: Path) -> None:
 def test_a_wrong_token_is_said_as_such_also_for_many_questions(
     server: tuple[HttpServer, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(TOKEN_VARIABLE, "another-token-altogether")
+    monkeypatch.setenv(STORE_TOKEN, "another-token-altogether")
     contents = contents_of([b"x"])
     many = contents_of([b"%d" % number for number in range(30_000)])
     for one in (contents, many):
@@ -448,7 +446,7 @@ def test_stores_of_this_host_are_no_neighbours(uri: str) -> None:
 
 
 def test_without_a_token_the_hint_says_where_one_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TOKEN_VARIABLE)
+    monkeypatch.delenv(STORE_TOKEN)
     with pytest.raises(UsageError, match="not known here") as caught:
         NeighbourSource("store://host/")
     assert "vmpack store token" in caught.value.hint

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from packer.environment import STORE_TOKEN
 from packer.errors import UsageError
 from packer.sources.store_token import (
-    TOKEN_VARIABLE,
     access_to,
     make_token,
     neighbours_path,
@@ -21,7 +21,7 @@ TOKEN = "a-token-of-more-than-16"
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VMPACK_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    monkeypatch.setenv(STORE_TOKEN, TOKEN)
     return tmp_path / "home"
 
 

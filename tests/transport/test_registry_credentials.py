@@ -215,6 +215,23 @@ def test_a_helper_is_asked_for_its_registry(home: Path) -> None:
     assert find(home, content, host="other.example") is None
 
 
+def test_a_helper_gets_no_secret_that_was_given_to_vmpack(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("VMPACK_STORE_TOKEN", "VMPACK_KEY_PASSPHRASE"):
+        monkeypatch.setenv(name, f"the value of {name}")
+    monkeypatch.setenv("VMPACK_HOME", str(home / "vmpack"))
+    helper(
+        home,
+        "safe",
+        f'env > {home}/seen; printf \'{{"Username":"a","Secret":"b"}}\'',
+    )
+    assert find(home, {"credsStore": "safe"}) == Credentials("a", "b")
+    seen = (home / "seen").read_text()
+    assert f"VMPACK_HOME={home}/vmpack\n" in seen
+    assert "the value of" not in seen
+
+
 def test_a_helper_may_have_an_identity_token(home: Path) -> None:
     helper(home, "safe", 'echo \'{"Username":"<token>","Secret":"t"}\'')
     assert find(home, {"credsStore": "safe"}) == Credentials(identity_token="t")

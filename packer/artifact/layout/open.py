@@ -56,6 +56,11 @@ def create_layout(
         return RegistryWriter(str(path), replace=replace)
     if not str(path):
         raise UsageError("the output has no name")
+    if "://" in str(path):
+        raise UsageError(
+            f"{path}: expected a path of this host or oci://…, found another address",
+            hint="write the pack to a folder (its name ends in /) and have that served",
+        )
     place = Path(path)
     try:
         there = place.is_dir()

@@ -26,6 +26,7 @@ from packer.artifact.layout.base import (
     check_range,
 )
 from packer.artifact.layout.extras import Extra
+from packer.artifact.layout.waiting import Waiting
 from packer.artifact.manifest import OCI_LAYOUT, Blob, Entry, encode, encode_index
 from packer.errors import Error, InputError, UsageError
 from packer.file_system import LOCAL_TYPES, file_system_type
@@ -429,6 +430,7 @@ class StagedWriter:
         sizes = [blob.size for blob in blobs]
         largest = max(sizes, default=0)
         needed = sum(blob.size - min(blob.size, staging.there_bytes(blob)) for blob in blobs)
+        # What comes before its turn waits there, too, instead of what its blob does not hold yet.
         if self._single_file:  # the largest blob lies there twice while the file is put together
             largest, needed = sum(sizes), needed + largest
         _check_room(self._path, staging.root, largest, needed)
@@ -511,27 +513,19 @@ def _in_order(layout: Layout, blob: Blob, start: int, staging: Staging) -> Itera
         (offset, min(COPY_BYTES, blob.size - offset))
         for offset in range(start, blob.size, COPY_BYTES)
     ]
-    waiting: set[int] = set()
     following = 0
-    with staging.unnamed() as aside:
+    with staging.unnamed() as fd:
+        waiting = Waiting(fd)
         for row, data in layout.read_many(blob.digest, ranges):
-            if row != following:
+            if row > following:
                 with writing(staging.final):
-                    _write_at(aside, data, row * COPY_BYTES)
-                waiting.add(row)
+                    waiting.put(row, data)
+            if row != following:
                 continue
             yield data
             following += 1
             while following in waiting:
                 with writing(staging.final):
-                    data = os.pread(aside, ranges[following][1], following * COPY_BYTES)
+                    data = waiting.take(following)
                 yield data
-                waiting.remove(following)
                 following += 1
-
-
-def _write_at(fd: int, data: bytes, offset: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(fd, rest, offset)
-        rest, offset = rest[written:], offset + written

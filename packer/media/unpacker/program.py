@@ -9,7 +9,6 @@ Source: PyInstaller's manual, "Bundling to One File" and "Creating a Reproducibl
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
 import ssl
@@ -21,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from packer.environment import inherited
 from packer.errors import Error, UsageError
 from packer.media.unpacker.licences import licences
 from packer.media.unpacker.parts import INSTALL_HINT, NAME, code_files, dependencies, this_host
@@ -90,7 +90,7 @@ def make_program(folder: Path, work: Path, progress: Progress) -> None:
 def _run_pyinstaller(folder: Path, work: Path) -> None:
     command = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=WARN"]
     command += [f"--distpath={folder}", f"--workpath={work / 'build'}", str(_RECIPE)]
-    kept = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
+    kept = {name: text for name, text in inherited().items() if not name.startswith("PYTHON")}
     settings = {
         "PYTHONHASHSEED": "0",
         "SOURCE_DATE_EPOCH": _EPOCH,

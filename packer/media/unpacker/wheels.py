@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from importlib.metadata import distribution
 from pathlib import Path
 
+from packer.environment import inherited
 from packer.errors import Error
 from packer.media.unpacker.parts import (
     INSTALL_HINT,
@@ -133,6 +134,7 @@ def _fetch(wanted: dict[str, str], target: Target, folder: Path, progress: Progr
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        env=inherited(),
     ) as process:
         assert process.stdout is not None
         try:

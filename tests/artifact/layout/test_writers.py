@@ -238,6 +238,11 @@ class TestCreateLayout:
             create_layout(tmp_path / "there", replace=replace)
         assert f"{tmp_path}/there/" in caught.value.hint
 
+    @pytest.mark.parametrize("name", ["https://example.org/demo/", "s3://bucket/demo.vmpack"])
+    def test_an_address_that_nothing_can_be_written_to_is_refused(self, name: str) -> None:
+        with pytest.raises(UsageError, match="found another address"):
+            create_layout(name)
+
     @pytest.mark.root
     @pytest.mark.parametrize("name", ["", "."])
     def test_the_current_folder_is_not_written_into_by_mistake(

@@ -1,0 +1,15 @@
+"""What programs that vmpack starts inherit: all variables but the secrets that vmpack was given."""
+
+from __future__ import annotations
+
+import os
+
+STORE_TOKEN = "VMPACK_STORE_TOKEN"
+KEY_PASSPHRASE = "VMPACK_KEY_PASSPHRASE"
+_SECRETS = frozenset((STORE_TOKEN, KEY_PASSPHRASE))
+"""A key that `--key env:NAME` names is one more: whoever has read it takes it out of ours."""
+
+
+def inherited() -> dict[str, str]:
+    """Return the variables of a program that is started."""
+    return {name: text for name, text in os.environ.items() if name not in _SECRETS}
