@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import time
@@ -56,11 +57,18 @@ def head(path: str = "/", *lines: str, method: str = "POST") -> bytes:
     ).encode()
 
 
+REFUSED = (errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET)
+
+
 def talk(port: int, data: bytes, seconds: float = 10) -> bytes:
     """Send everything at once, then read until the server ends the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as client:
-        client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
+        try:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno not in REFUSED:  # it may refuse before everything was sent
+                raise
         return read_all(client)
 
 
