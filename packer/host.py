@@ -37,6 +37,11 @@ def packages_dir() -> Path:
     return cache_dir() / "packages"
 
 
+def media_dir() -> Path:
+    """Return the folder where parts of media are unpacked for a while; it may not exist yet."""
+    return cache_dir() / "media"
+
+
 def data_dir() -> Path:
     """Return the folder of the store and of VMs; it may not exist yet."""
     return _folder("data", platformdirs.user_data_dir)

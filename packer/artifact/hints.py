@@ -6,24 +6,33 @@ and loaded only when something has to be looked for or shown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from packer.artifact.programs import (
+    Programs,
+    WirePrograms,
+    decode_programs,
+    encode_programs,
+)
 from packer.columns import PackedColumn, decode_column, decode_table, encode_column
 from packer.errors import InputError
 
 SCHEMA = 1
 NO_PACKAGE = -1
+DPKG, WINDOWS = "dpkg", "windows"
+"""Managers of packages. Those of Windows say of which release a file is, and cannot be fetched."""
 
 
 class Package(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A distribution package that ships some contents.
+    """What ships some contents: a distribution package, or a version of Windows' own components.
 
-    manager: "dpkg". filename: path in the mirror's pool, "" when the mirror no longer lists it;
-    sha256: lower-case hex of the package file, "" likewise; size_bytes: of the package file.
+    manager: DPKG, WINDOWS. filename: path in the mirror's pool, "" when the mirror no longer
+    lists it; sha256: lower-case hex of the package file, "" likewise; size_bytes: of the package
+    file.
     """
 
     manager: str
@@ -43,7 +52,7 @@ class Hints:
     guest's root, not of the volume). file_size: int64[k], bytes of the whole file; file_offset:
     int64[k], where in the file the content begins (streams are cut at holes). package: int64[k],
     row in `packages` or NO_PACKAGE. A path below /var/lib/dpkg/info with a package is a member of
-    that package's control archive.
+    that package's control archive. programs: which contents are Windows programs.
     """
 
     content: NDArray[np.int64]
@@ -52,6 +61,7 @@ class Hints:
     file_offset: NDArray[np.int64]
     package: NDArray[np.int64]
     packages: tuple[Package, ...]
+    programs: Programs = field(default_factory=Programs)
 
     def of(self, row: int) -> range:
         """Return the rows of this table that speak of content `row`."""
@@ -68,10 +78,11 @@ class Hints:
             self.file_offset[places],
             self.package[places],
             self.packages,
+            self.programs.only(rows),
         )
 
 
-class _WireHints(msgspec.Struct, frozen=True):
+class _WireHints(msgspec.Struct, frozen=True, omit_defaults=True):
     schema: int
     content_step: PackedColumn
     file_size: PackedColumn
@@ -80,6 +91,7 @@ class _WireHints(msgspec.Struct, frozen=True):
     shared_prefix: PackedColumn
     path_tails: bytes
     packages: list[Package]
+    programs: WirePrograms | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -106,6 +118,7 @@ def encode_hints(hints: Hints) -> bytes:
             shared_prefix=encode_column(np.array(prefixes, dtype=np.int64)),
             path_tails=b"\0".join(tails),
             packages=list(hints.packages),
+            programs=encode_programs(hints.programs),
         )
     )
 
@@ -133,6 +146,7 @@ def decode_hints(data: bytes, contents: int) -> Hints:
         decode_column(wire.file_offset, "hints: file_offset", rows),
         package - 1,
         tuple(wire.packages),
+        decode_programs(wire.programs, contents),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import msgspec
@@ -10,12 +11,15 @@ import msgspec
 from packer.cli.options import add_common, add_verb, jobs_of, print_json, progress_of, today
 from packer.errors import UsageError
 from packer.guest.privacy import Finding, summary
+from packer.inspect.files import Group
 from packer.inspect.image import ImageReport, inspect_image
 from packer.inspect.pack import PackSummary, inspect_pack, stubs_of
 from packer.sources.open import is_pack, open_packs
 from packer.survey.model import Volume
 from packer.text import format_bytes, format_table, printable
 
+RULES_INDENT = " " * 30
+RULES_WIDTH = 110
 CARRIED_BY = {
     "boot": "every copy",
     "private": "thin and full copies",
@@ -93,11 +97,7 @@ def _print_image(report: ImageReport, *, files: bool, privacy: bool) -> None:
     _heading("volumes")
     print(format_table([_volume_row(one) for one in report.volumes], "><>><<"))
     _heading("boot set: travels in every copy")
-    for group in report.boot:
-        count = f"{group.files:,} file{'s' * (group.files > 1)}" if group.files else ""
-        print(f"  {format_bytes(group.size_bytes):>9}  {count:>13}  {group.reason}")
-        for path, size in group.paths if files else ():
-            print(f"{size:>20,}  {printable(path)}")
+    _print_boot_set(report.boot, files=files)
     _heading("classes")
     rows = [
         (name, f"{count:,} contents", format_bytes(size), CARRIED_BY[name])
@@ -110,8 +110,10 @@ def _print_image(report: ImageReport, *, files: bool, privacy: bool) -> None:
         for what, size, reason in report.dropped
     )
     print(format_table(rows, "<>><"))
-    if report.packages:
+    if report.packages and not report.origins:
         print(f"  shared contents come from {report.packages:,} packages")
+    for class_name in ("shared", "private"):
+        _print_origins(report, class_name)
     _heading("private: the largest folders")
     print(
         format_table(
@@ -124,8 +126,49 @@ def _print_image(report: ImageReport, *, files: bool, privacy: bool) -> None:
     )
     _print_privacy(report.privacy, each=privacy)
     print(f"\na thin pack would weigh about {format_bytes(report.thin_bytes)}")
+    for error in report.errors:
+        print(f"error: {error}")
     for warning in report.warnings:
         print(f"warning: {warning}")
+
+
+def _print_origins(report: ImageReport, class_name: str) -> None:
+    rows = [one for one in report.origins if one.class_name == class_name]
+    if rows:
+        _heading(f"{class_name}: where it comes from")
+        table = [
+            (format_bytes(one.size_bytes), f"{one.contents:,}", printable(one.words))
+            for one in rows
+        ]
+        print(format_table(table, ">><"))
+
+
+def _print_boot_set(groups: tuple[Group, ...], *, files: bool) -> None:
+    for group in groups:
+        print(_boot_line(group.size_bytes, group.files, group.reason))
+        if group.rules:
+            told = ", ".join(
+                f"{kind} ({count:,})" if count else kind for kind, count in group.rules
+            )
+            print(
+                textwrap.fill(
+                    told,
+                    width=RULES_WIDTH,
+                    initial_indent=RULES_INDENT,
+                    subsequent_indent=RULES_INDENT,
+                    break_on_hyphens=False,
+                )
+            )
+        for one in group.paths if files else ():
+            rule = f"  <- {printable(one.rule)}" if one.rule else ""
+            print(f"{one.size_bytes:>20,}  {printable(one.path)}{rule}")
+    total = sum(group.size_bytes for group in groups)
+    print(_boot_line(total, sum(group.files for group in groups), "in all"))
+
+
+def _boot_line(size_bytes: int, files: int, what: str) -> str:
+    count = f"{files:,} file{'s' * (files > 1)}" if files else ""
+    return f"  {format_bytes(size_bytes):>9}  {count:>13}  {what}"
 
 
 def _print_privacy(findings: tuple[Finding, ...], *, each: bool) -> None:

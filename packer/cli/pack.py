@@ -87,6 +87,16 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="keep free blocks, page and swap files too: trust no parser about what is unused",
     )
     parser.add_argument(
+        "--drop-snapshots",
+        action="store_true",
+        help="leave volume shadow copies (restore points) of a Windows guest out",
+    )
+    parser.add_argument(
+        "--incomplete",
+        action="store_true",
+        help="pack a Windows guest although a driver is missing without which it will not start",
+    )
+    parser.add_argument(
         "--source",
         action="append",
         default=[],
@@ -106,10 +116,10 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         const="default",
         default=None,
         metavar="=WHAT",
-        help="first remove temporary files, caches and logs from a Linux guest, or what is named "
-        f"after '=': {' '.join(GROUPS)} or paths such as /opt/demo/cache/*, with commas. In an "
-        "overlay, the image stays as it is. Needs libguestfs; two such packs of one image are "
-        "never the same",
+        help="first remove temporary files, caches, logs and the recycle bin from a guest, or what "
+        f"is named after '=': {' '.join(GROUPS)} or paths such as /opt/demo/cache/*, with commas. "
+        "In an overlay, the image stays as it is. Needs libguestfs; two such packs of one image "
+        "are never the same",
     )
     parser.add_argument(
         "--strict",
@@ -164,6 +174,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--delta makes patches against another pack: name it with --base")
     if options.delta and options.thin:
         raise UsageError("--delta and --thin contradict each other: patches go into full packs")
+    if options.keep_free and options.drop_snapshots:
+        raise UsageError("--keep-free and --drop-snapshots contradict each other")
     if options.unsigned and options.key:
         raise UsageError("--unsigned and --key contradict each other")
     keys = [] if options.unsigned else signing_keys(options.key)  # before any program is started
@@ -216,6 +228,8 @@ def _pack(
             rotations=statements_of(options),
             thin=options.thin,
             keep_free=options.keep_free,
+            drop_snapshots=options.drop_snapshots,
+            incomplete=options.incomplete,
             against=[
                 open_against(uri, opener, progress=progress_of(options)) for uri in options.against
             ],

@@ -46,8 +46,8 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="SOURCE",
         help="store: store://host dir:/usr disk:other.qcow2 pack:other.vmpack deb:/folder apt: "
-        "https://… ; repeatable, besides the store; default: this host's package-owned trees and "
-        "what the pack names",
+        "medium:windows.iso symbols:https://… https://… ; repeatable, besides the store; default: "
+        "this host's package-owned trees and what the pack names",
     )
     parser.add_argument("--offline", action="store_true", help="do not use the network by default")
     parser.add_argument("--dry-run", action="store_true", help="print what would come from where")

@@ -1,7 +1,8 @@
 """What a guest can lose without harm, and what keeps it from being packed as it is.
 
 Only swap is dropped: after the header page nobody reads it before writing it, unless a suspended
-system lies there. Everything else that looks superfluous (caches, logs) stays.
+system lies there. Everything else that looks superfluous (caches, logs) stays. What is Windows'
+own: packer/guest/windows/state.py.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from formats.ranges import Ranges, total, union
 from formats.source import Runs
 from packer.guest.model import Dropped
 from packer.guest.mounts import volume_name
-from packer.guest.tree import Tree, runs_of
-from packer.survey.model import Survey
+from packer.guest.tree import Tree
+from packer.survey.model import Survey, Volume
+from packer.survey.runs import runs_of
 from packer.text import printable
 
 CURE_FOR_DIRTY = "start the guest and shut it down cleanly"
+CURE_FOR_WINDOWS = (
+    'start it and shut it down completely (`shutdown /s /f /t 0`, or Shift and "Shut down"); for'
+    " good, switch hibernation and fast startup off (`powercfg /h off`)"
+)
 CURE_FOR_HIBERNATED = "start the guest, let it resume, and shut it down instead of hibernating it"
 _SWAP_REASON = "swap pages: a guest that was shut down never reads them again"
 
@@ -52,11 +58,15 @@ def find_droppable(tree: Tree) -> Findings:
         elif volume.state != "clean" and volume.kind != "raw":
             warnings.append(
                 f"{volume.kind} on {volume_name(volume)} is not clean ({volume.state_reason}):"
-                f" packed whole, including its free space; {CURE_FOR_DIRTY}"
+                f" packed whole, including its free space; {_cure_for(volume)}"
             )
     for path, stream in _swap_files(tree):
         _judge_swap_file(tree, path, stream, dropped, refusals, warnings)
     return Findings(tuple(dropped), tuple(refusals), tuple(warnings))
+
+
+def _cure_for(volume: Volume) -> str:
+    return CURE_FOR_WINDOWS if volume.kind == "ntfs" else CURE_FOR_DIRTY
 
 
 def ranges_on_disk(survey: Survey, stream: int, wanted: Ranges) -> Ranges:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from formats.ranges import Ranges
 from packer.artifact.config import Guest
 from packer.artifact.hints import Package
+from packer.guest.expected import Expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +24,29 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where streams come from, in words: if they turn out to be shared, and if private.
+
+    "" where the one cannot be, except by way of another file with the same bytes.
+    """
+
+    shared: str
+    private: str
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """The policy's word on every stream of a survey; columns have one row per stream.
 
     path: the guest path of each row of `Survey.name` (mount points applied).
-    boot: int64[n], row in `boot_reasons`, or -1 for streams outside the boot set.
-    package: int64[n], row in `packages`, or -1. md5: for each stream the MD5 (16 bytes) that its
-    package's record gives, or None; a control member has a package and no MD5.
+    boot: int64[n], row in `boot_reasons`, or -1 for streams outside the boot set. boot_rules:
+    stream -> the rule that put it there, "KIND" or "KIND: of what", where there is more to say.
+    package: int64[n], row in `packages`, or -1. expected: for each stream what a record of the
+    guest says it hashes to, or None; a stream with a package and None is believed to be its.
+    origin: int64[n], row in `origins`, or -1: what else is known of where a stream comes from.
     dropped: beyond the streams. refusals: why this guest must not be packed as it is (hibernated),
-    each with its cure; warnings: what the author should know.
+    each with its cure; errors: why it will not start, wherever it is rebuilt; warnings: what the
+    author should know.
     """
 
     guest: Guest
@@ -38,11 +54,15 @@ class Judgement:
     boot: NDArray[np.int64]
     boot_reasons: tuple[str, ...]
     package: NDArray[np.int64]
-    md5: list[bytes | None]
+    expected: list[Expected | None]
     packages: tuple[Package, ...]
+    origin: NDArray[np.int64]
+    origins: tuple[Origin, ...]
     dropped: tuple[Dropped, ...]
     refusals: tuple[str, ...]
     warnings: tuple[str, ...]
+    boot_rules: Mapping[int, str] = field(default_factory=dict)
+    errors: tuple[str, ...] = ()
 
 
 __all__ = ["Dropped", "Guest", "Judgement"]

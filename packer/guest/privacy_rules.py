@@ -16,6 +16,7 @@ from itertools import chain
 
 from packer.guest.privacy_looks import (
     Look,
+    answer_file,
     assigned_secrets,
     holds,
     machine_id,
@@ -63,9 +64,12 @@ UNREAD_VOLUME = Rule("unread-volume", "volumes or files that could not be looked
 FREE_SPACE = Rule("free-space", "free blocks, with what was deleted", ())
 """These two are about volumes; see packer.pack.published."""
 
-_APPDATA = "AppData/Local"
-_ROAMING = "AppData/Roaming"
+_LOCAL = ("AppData/Local", "Local Settings/Application Data")
+_OF_USERS = ("AppData/Roaming", "Application Data", *_LOCAL)
+"""Where programs of Windows keep what is a user's; the names with blanks are those of XP."""
 _A_LINE = holds(rb"^[^#\s]")
+_OPENVPN_KEY = holds(rb"PRIVATE KEY-----|OpenVPN Static key")
+_PASS = holds(rb"<Pass\b|Password=\S")
 _PASSWORD_LINE = holds(
     rb"^[ \t]{0,64}[\"']?[\w-]{0,32}(?:password|passwd|secret)\b[ \t\"']{0,8}[=:]"
 )
@@ -87,15 +91,19 @@ RULES = (
         "password stores and key rings",
         _at(".gnupg/private-keys-v1.d/*.key", ".gnupg/secring.gpg", ".password-store/**"),
         _at("share/keyrings/*.keyring", "share/kwalletd/*.kwl", "*.kdbx", "sops/age/keys.txt"),
-        _at(f"{_ROAMING}/Microsoft/Protect/**", f"{_ROAMING}/Microsoft/Credentials/*"),
-        _at(f"{_APPDATA}/Microsoft/Credentials/*", f"{_APPDATA}/Microsoft/Vault/**"),
+        # DPAPI: its master keys, and what they protect (learn.microsoft.com, "Windows Data
+        # Protection"; dpapilab and mimikatz name the folders)
+        _at(*(f"{folder}/Microsoft/Protect/**" for folder in (*_OF_USERS, "System32"))),
+        _at(*(f"{folder}/Microsoft/Credentials/**" for folder in _OF_USERS)),
+        _at(*(f"{folder}/Microsoft/Vault/**" for folder in (*_OF_USERS, "ProgramData"))),
+        _at("LocalService/AppData/Local/Microsoft/NGC/**"),
     ),
     _rule(
         "vpn",
         "keys and secrets of VPNs",
         _at("etc/wireguard/*.conf", look=holds(rb"^[ \t]{0,64}P(?:rivate|reshared)Key[ \t]{0,8}=")),
         _at("etc/wireguard/*.key", "zerotier-one/identity.secret", "tailscale/tailscaled.state"),
-        _at("etc/openvpn/**", "*.ovpn", look=holds(rb"PRIVATE KEY-----|OpenVPN Static key")),
+        _at("etc/openvpn/**", "OpenVPN/config/**", "*.ovpn", look=_OPENVPN_KEY),
         _at("etc/ppp/*-secrets", look=_A_LINE),
         _at(
             "etc/ipsec.secrets",
@@ -103,12 +111,14 @@ RULES = (
             look=holds(rb"^[^#\n]{0,512}[\"']|^[^#\n]{0,512}0[sx]"),
         ),
         _at("etc/swanctl/swanctl.conf", "swanctl/conf.d/*", look=_PASSWORD_LINE),
+        _at("WireGuard/Data/Configurations/*"),
+        _at("Network/Connections/Pbk/*.pbk", look=holds(rb"^\[")),
     ),
     _rule(
         "disk-key",
         "keys of encrypted disks",
         _at("cryptsetup-keys.d/*", "etc/luks/*", "etc/luks-keys/*", "etc/keys/*"),
-        _at("crypto_keyfile.bin", "*.keyfile"),
+        _at("crypto_keyfile.bin", "*.keyfile", "*.bek"),
     ),
     _rule(
         "private-key",
@@ -118,6 +128,8 @@ RULES = (
         _at("*.keystore", "*.priv", "*.asc", "*.der", "*.p8", "*.pk8", look=private_key),
         _at("*.p12", "*.pfx", look=pkcs12),
         _at("tor/*/hs_ed25519_secret_key", "etc/dnssec-keys/*.private"),
+        # CryptoAPI and CNG (learn.microsoft.com, "Key Storage and Retrieval")
+        _at("Microsoft/Crypto/**"),
     ),
     _rule(
         "password",
@@ -130,14 +142,18 @@ RULES = (
         _at("debconf/passwords.dat", "cdebconf/*.dat", look=holds(rb"^Value: {0,8}\S")),
         _at("anaconda-ks.cfg", "original-ks.cfg", look=holds(rb"^[ \t]{0,64}(?:rootpw|user)\b")),
         _at("installer/autoinstall-user-data", look=holds(rb"\bpassword:")),
-        _at(
-            "autoinst.xml",
-            "unattend.xml",
-            "autounattend.xml",
-            look=holds(b"assword>"),
-        ),
+        _at("autoinst.xml", look=holds(b"assword>")),
+        _at("unattend.xml", "autounattend.xml", "sysprep.xml", look=answer_file),
+        _at("sysprep.inf", "winnt.sif", "unattend.txt", look=answer_file),
+        _at("Groups.xml", "ScheduledTasks.xml", "Services.xml", look=holds(rb"cpassword=\"[^\"]")),
         _at("samba/private/passdb.tdb", "samba/private/secrets.tdb"),
-        _at("System32/config/SAM", "System32/config/SECURITY"),
+        # Hashes of accounts, cached logins of a domain, secrets of services; and their copies
+        *(
+            _at(f"{folder}/{hive}", f"{folder}/{hive}.*")
+            for folder in ("System32/config", "config/RegBack", "Windows/repair")
+            for hive in ("SAM", "SECURITY")
+        ),
+        _at("NTDS/ntds.dit"),
         _at("global/1260", look=holds(rb"SCRAM-SHA-256\$|md5[0-9a-f]{32}")),  # pg_authid
         _at("mysql/mysql.ibd", "mysql/mysql/user.MYD", "mysql/mysql/global_priv.MAD"),
     ),
@@ -153,6 +169,7 @@ RULES = (
         _at("instances/*/user-data.txt*", "instances/*/vendor-data*.txt*", look=_USER_DATA),
         _at("cloud/seed/**", "instance-data-sensitive.json", look=_USER_DATA),
         _at("ubuntu-advantage/private/**"),
+        _at(".IdentityService/msal.cache", "Microsoft/TokenBroker/Cache/*"),
     ),
     _rule(
         "token",
@@ -168,7 +185,8 @@ RULES = (
         _at(".gradle/gradle.properties", ".env", ".env.local", look=assigned_secrets, small=True),
         _at("composer/auth.json", ".composer/auth.json", "credentials.tfrc.json", ".terraformrc"),
         _at("huggingface/token", "huggingface/stored_tokens", ".kaggle/kaggle.json"),
-        _at(".smbcredentials", ".claude/.credentials.json"),
+        _at(".smbcredentials", ".claude/.credentials.json", "GitHub CLI/hosts.yml"),
+        _at("FileZilla/sitemanager.xml", "FileZilla/recentservers.xml", "WinSCP.ini", look=_PASS),
         _at("root/.*", "home/*/.*", "Users/*/.*", look=tokens, small=True),
         _at(".config/*/*", ".git/config", "etc/environment", look=tokens, small=True),
         _at("profile.d/*", "cron.d/*", "crontabs/*", look=tokens, small=True),
@@ -210,6 +228,12 @@ RULES = (
         _at("sessionstore.jsonlz4", "sessionstore-backups/*", "Login Data", "Web Data"),
         _at("Default/Cookies", "Profile */Cookies", "Network/Cookies"),
         _at("Default/History", "Profile */History", "WebCache/WebCacheV01.dat"),
+        _at("User Data/Local State", "INetCookies/**", "Cookies/index.dat", "History.IE5/**"),
+    ),
+    _rule(
+        "remote-desktop",
+        "remote desktops: where to, as whom, what was seen",
+        _at("*.rdp", "Terminal Server Client/Cache/**"),
     ),
     _rule(
         "mail",
@@ -218,6 +242,7 @@ RULES = (
         _at("postfix/deferred/**", "postfix/active/**", "postfix/incoming/**", "exim4/input/**"),
         _at(".thunderbird/*/Mail/**", ".thunderbird/*/ImapMail/**", "share/evolution/mail/**"),
         _at("Thunderbird/Profiles/**", ".config/Signal/**", "TelegramDesktop/tdata/**"),
+        _at("Comms/UnistoreDB/**", "Outlook Express/**", "Roaming/Signal/**"),
     ),
     _rule(
         "history",
@@ -233,6 +258,21 @@ RULES = (
         _at("nvim/shada/main.shada", ".Rhistory", "recently-used.xbel", "dbshell"),
         _at("PSReadLine/ConsoleHost_history.txt"),
         clean="history",
+    ),
+    _rule(
+        "trace",
+        "what a user did: recent files, previews, index of searches, registry",
+        _at("Microsoft/Windows/Recent/**", "Recent/*.lnk", "Explorer/thumbcache_*.db"),
+        _at("ConnectedDevicesPlatform/*/ActivitiesCache.db", "Applications/Windows/Windows.*"),
+        _at("Users/*/NTUSER.DAT", "Documents and Settings/*/NTUSER.DAT"),
+        _at("Microsoft/Windows/UsrClass.dat"),
+    ),
+    _rule(
+        "trash",
+        "deleted files that are still in the recycle bin",
+        _at("$Recycle.Bin/*/$I*", "$Recycle.Bin/*/$R*", "$Recycle.Bin/*/$R*/**"),
+        _at("RECYCLER/*/*", "RECYCLED/*", "share/Trash/files/**"),
+        clean="trash",
     ),
     _rule(
         "known-hosts",
@@ -292,13 +332,15 @@ RULES = (
             "var/log/sssd/**", "var/log/cups/access_log*", "var/log/nginx/**", "var/log/apache2/**"
         ),
         _at("var/log/httpd/**", "var/log/postgresql/**", "var/log/mysql/**", "var/log/cloud-init*"),
-        _at("winevt/Logs/Security.evtx"),
+        _at("winevt/Logs/*.evtx", "config/*.Evt", "System32/LogFiles/**", "inetpub/logs/**"),
         clean="logs",
     ),
     _rule(
         "core-dump",
         "memory of programs: crash dumps",
         _at("var/crash/*", "systemd/coredump/*", "Windows/MEMORY.DMP", "Windows/Minidump/*"),
+        _at("Local/CrashDumps/*", "LiveKernelReports/**", "WER/ReportQueue/**"),
+        _at("WER/ReportArchive/**"),
         clean="logs",
     ),
     UNREAD_VOLUME,

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from formats.errors import FormatError
 from formats.package import dpkg
-from packer.artifact.hints import NO_PACKAGE, Package
+from packer.artifact.hints import DPKG, NO_PACKAGE, Package
+from packer.guest.expected import Expected
+from packer.guest.model import Origin
 from packer.guest.tree import Tree
 
 STATUS = "/var/lib/dpkg/status"
@@ -37,18 +39,21 @@ _MD5 = re.compile("[0-9a-fA-F]{32}")  # a conffile that dpkg has not looked at y
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """package: int64[n], row in `packages` or -1. md5: what the package's record says the stream
-    should be (16 bytes), or None. Columns have one row per stream.
+    """package: int64[n], row in `packages` or -1. expected: what a record says the stream hashes
+    to, or None. origin: int64[n], row in `origins` or -1. Columns have one row per stream.
     """
 
     package: NDArray[np.int64]
-    md5: list[bytes | None]
+    expected: list[Expected | None]
     packages: tuple[Package, ...]
+    origin: NDArray[np.int64]
+    origins: tuple[Origin, ...] = ()
 
 
 def no_provenance(streams: int) -> Provenance:
     """Return that nobody knows where any stream came from."""
-    return Provenance(np.full(streams, NO_PACKAGE, dtype=np.int64), [None] * streams, ())
+    nothing = np.full(streams, -1, dtype=np.int64)
+    return Provenance(nothing, [None] * streams, (), nothing)
 
 
 def find_provenance(tree: Tree) -> Provenance:
@@ -71,8 +76,9 @@ def find_provenance(tree: Tree) -> Provenance:
     for row, stream in records.members:
         claims.own(row, stream)
     records.warn()
-    packages = tuple(Package("dpkg", one.name, one.version, one.architecture) for one in installed)
-    return Provenance(np.array(claims.package, dtype=np.int64), claims.md5, packages)
+    packages = tuple(Package(DPKG, one.name, one.version, one.architecture) for one in installed)
+    package = np.array(claims.package, dtype=np.int64)
+    return Provenance(package, [*claims.md5], packages, np.full_like(package, -1))
 
 
 def _installed(tree: Tree) -> list[dpkg.Package]:

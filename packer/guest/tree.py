@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from formats.errors import FormatError
-from formats.filesystem.model import DATA
-from formats.ranges import overlap_of_sorted
+from formats.filesystem.model import PLAIN
 from formats.source import Runs, Source
-from packer.guest.fstab import MAX_FSTAB_BYTES, parse_fstab
+from packer.guest.fstab import MAX_FSTAB_BYTES, Entry, parse_fstab
 from packer.guest.mounts import Mount, find_mounts, find_roots, volume_name
 from packer.survey.model import Survey
+from packer.survey.runs import runs_of
 from packer.text import printable
 
 MAX_PATH_CHARACTERS = 4096
@@ -51,6 +50,9 @@ class _Names:
     def row(self, path: str) -> int | None:
         return self.rows.get(path.casefold() if self.folded else path)
 
+    def link(self, path: str) -> str | None:
+        return self.links.get(path.casefold() if self.folded else path)
+
     def below(self, folder: str) -> Iterator[int]:
         """Yield the row of every name below a folder ("" for the volume's root), sorted."""
         if not self.in_order:
@@ -71,17 +73,23 @@ class Tree:
     warnings: what could not be read, for the author of the pack; lookups add to it.
     """
 
-    def __init__(self, survey: Survey, source: Source) -> None:
+    def __init__(self, survey: Survey, source: Source, *, root: int | None = None) -> None:
+        """Open the tree of a Linux guest; with a `root`, of a guest that mounts nothing else."""
         self.survey = survey
         self.source = source
         self.warnings: list[str] = []
         self._names: dict[int, _Names] = {}
         self._folders: dict[str, str | None] = {}
         self._remembered_characters = 0
+        if root is not None:
+            self.root: int | None = root
+            self.mounts: tuple[Mount, ...] = (Mount("/", root),)
+            self.fstab: tuple[Entry, ...] = ()
+            return
         roots = find_roots(survey)
         self.root = roots[0] if roots else None
         self._warn_of_other_roots(roots)
-        self.mounts: tuple[Mount, ...] = find_mounts(survey, self.root)
+        self.mounts = find_mounts(survey, self.root)
         self.fstab = parse_fstab(self.read("/etc/fstab", MAX_FSTAB_BYTES))
         self.mounts = find_mounts(survey, self.root, self.fstab)
         self._folders.clear()
@@ -113,6 +121,19 @@ class Tree:
             resolved = self.resolve(path)
             stream = None if resolved is None else self.stream_at(resolved)
         return stream
+
+    def stream_in(self, volume: int, path: str) -> int | None:
+        """Return the stream of a plain file of a volume, mounted or not; no link is followed."""
+        row = self._names_of(volume).row(path)
+        return None if row is None else int(self.survey.name_stream[row])
+
+    def below_in(self, volume: int, folder: str) -> Iterator[tuple[str, int]]:
+        """Yield (path, stream) of every plain file below a folder of a volume; "" is its root.
+
+        Paths are the volume's own.
+        """
+        for row in self._names_of(volume).below(folder.rstrip("/")):
+            yield self.survey.name[row], int(self.survey.name_stream[row])
 
     def canonical(self, path: str) -> str | None:
         """Return the path with the links of its folder followed, but not the last name's."""
@@ -177,8 +198,12 @@ class Tree:
     def read_stream(self, stream: int, length: int, what: str) -> bytes:
         """Return the first `length` bytes of a stream, fewer if it is shorter.
 
-        what: names it in warnings; b"" where its extents contradict each other or the disk.
+        what: names it in warnings; b"" where its extents contradict each other or the disk, and
+        where the file system stores something else than the file's bytes (compressed ones).
         """
+        if self.survey.form[stream] != PLAIN:
+            self.warn(f"{what} is not read: its file system stores it compressed or encrypted")
+            return b""
         length = min(length, int(self.survey.file_size[stream]))
         runs = runs_of(self.survey, stream, length)
         if runs is None:
@@ -228,7 +253,7 @@ class Tree:
             return folder.rpartition("/")[0]
         path = f"{folder}/{name}"
         located = self._locate(path)
-        target = None if located is None else self._names_of(located[0]).links.get(located[1])
+        target = None if located is None else self._names_of(located[0]).link(located[1])
         if target is None:
             return path
         return self._resolve(target if target.startswith("/") else f"{folder}/{target}", depth + 1)
@@ -256,31 +281,11 @@ class Tree:
             folded = survey.volumes[volume].kind in CASE_INSENSITIVE
             if folded:
                 paths = [path.casefold() for path in paths]
-            links = {path: target for row, path, target in survey.symlinks if row == volume}
+            links = {
+                path.casefold() if folded else path: target
+                for row, path, target in survey.symlinks
+                if row == volume
+            }
             names = _Names(dict(zip(paths, mine, strict=True)), links, folded)
             self._names[volume] = names
         return names
-
-
-def runs_of(survey: Survey, stream: int, length: int) -> NDArray[np.int64] | None:
-    """Return the runs (see formats.source.Runs) of a stream's first `length` bytes.
-
-    Holes, unwritten extents and what is not valid read as zeros. None if extents overlap or lie at
-    negative offsets.
-    """
-    rows = survey.extents_of(stream)
-    start = survey.file_offset[rows]
-    end = np.minimum(start + survey.length[rows], min(length, int(survey.valid_size[stream])))
-    disk = np.where(survey.kind[rows] == DATA, survey.disk_offset[rows], -1)
-    some = start < end
-    pieces = np.stack([start[some], disk[some], end[some]], axis=1)
-    bounds = pieces[:, [0, 2]]
-    if len(pieces) and (overlap_of_sorted(bounds) >= 0 or int(start.min()) < 0):
-        return None
-    gap_starts = np.concatenate([[0], pieces[:, 2]])
-    gap_ends = np.concatenate([pieces[:, 0], [length]])
-    gaps = np.stack([gap_starts, np.full(len(gap_starts), -1), gap_ends], axis=1)
-    everything = np.concatenate([pieces, gaps[gap_starts < gap_ends]]).astype(np.int64)
-    everything = everything[np.argsort(everything[:, 0], kind="stable")]
-    everything[:, 2] -= everything[:, 0]
-    return everything

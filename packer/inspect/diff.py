@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packer.artifact.contents import Class, Contents, digest_keys
-from packer.artifact.hints import NO_PACKAGE, Hints, Package
+from packer.artifact.hints import DPKG, NO_PACKAGE, Hints, Package
 from packer.artifact.index import Index, frame_counts
 from packer.artifact.opened import OpenedPack
 
@@ -313,12 +313,14 @@ def _package_key(side: _Opened, row: int) -> Hashable:
 
 
 def _key_of(package: Package) -> _PackageKey:
-    return (package.manager, package.name, package.architecture)
+    # A Windows has files of many releases at once.
+    name = package.name if package.manager == DPKG else f"{package.name} {package.version}".strip()
+    return (package.manager, name, package.architecture)
 
 
 def _package_name(key: _PackageKey) -> str:
     _, name, architecture = key
-    return f"{name}:{architecture}"
+    return f"{name}:{architecture}" if architecture else name
 
 
 def _versions(packages: Sequence[Package]) -> dict[_PackageKey, str]:

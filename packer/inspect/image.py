@@ -14,6 +14,7 @@ from packer.artifact.map import Kind
 from packer.guest.model import Guest
 from packer.guest.privacy import Finding
 from packer.inspect.files import Group, largest_folders, sum_up_boot_set
+from packer.inspect.origins import OriginSum, sum_up_origins
 from packer.pack.bundle import estimate_bytes
 from packer.pack.prepare import prepare
 from packer.pack.published import find_published
@@ -29,6 +30,8 @@ class ImageReport:
     totals: {class name: (contents, bytes)}. boot: the boot set by reason. private: the folders
     with the most private bytes, (folder, files, bytes). dropped: (what, bytes, reason).
     thin_bytes: about what a thin pack would weigh. privacy: what looks private in any copy.
+    origins: where shared and private files come from, of a guest that says so.
+    errors: why the guest will not start as it is.
     """
 
     path: str
@@ -40,12 +43,14 @@ class ImageReport:
     totals: dict[str, tuple[int, int]]
     boot: tuple[Group, ...]
     private: tuple[tuple[str, int, int], ...]
+    origins: tuple[OriginSum, ...]
     unused_bytes: int
     zero_bytes: int
     dropped: tuple[tuple[str, int, str], ...]
     packages: int
     thin_bytes: int
     privacy: tuple[Finding, ...]
+    errors: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -63,7 +68,7 @@ def inspect_image(
     progress = progress or Silent()
     jobs = jobs or os.cpu_count() or 1
     with open_disk(image, backing=backing) as disk:
-        prepared = prepare(disk, jobs=jobs, progress=progress)
+        prepared = prepare(disk, incomplete=True, jobs=jobs, progress=progress)
         contents = prepared.map.contents
         carried = np.flatnonzero(contents.classes != Class.SHARED)
         with progress.stage("weighing", int(contents.size[carried].sum())) as advance:
@@ -87,11 +92,13 @@ def inspect_image(
             },
             sum_up_boot_set(survey, judgement, prepared.map),
             largest_folders(contents, prepared.hints, Class.PRIVATE),
+            sum_up_origins(judgement, prepared.cut, prepared.map),
             prepared.map.bytes_of_kind(Kind.UNUSED),
             prepared.map.bytes_of_kind(Kind.ZERO),
             tuple((one.what, total(one.ranges), one.reason) for one in judgement.dropped),
             len(judgement.packages),
             thin_bytes,
             find_published(prepared, np.ones(len(contents), dtype=bool)),
+            judgement.errors,
             judgement.warnings,
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from packer.artifact.config import Config
 from packer.artifact.contents import Class
-from packer.artifact.hints import NO_PACKAGE, Package
+from packer.artifact.hints import DPKG, NO_PACKAGE, WINDOWS, Package
 from packer.artifact.map import Kind
 from packer.artifact.opened import OpenedPack
 from packer.artifact.rotation import open_statement
@@ -72,7 +72,7 @@ def inspect_pack(pack: OpenedPack) -> PackSummary:
         {title: layer.size for title, layer in pack.manifest.bundles().items()},
         pack.map.bytes_of_kind(Kind.UNUSED),
         pack.map.bytes_of_kind(Kind.ZERO),
-        len(pack.hints.packages),
+        sum(one.manager == DPKG for one in pack.hints.packages),
         _signers(pack),
         tuple(_sentence(data, pack.layout.location) for data in pack.rotations),
         _wanted(pack, held),
@@ -102,6 +102,8 @@ def stubs_of(pack: OpenedPack) -> Iterator[Stub]:
 def _where(package: Package | None) -> str:
     if package is None:
         return "another copy of this pack"
+    if package.manager == WINDOWS:
+        return " ".join(filter(None, (package.name, package.version, package.architecture)))
     name = f"{package.name} {package.version} ({package.architecture})"
     return f"package {name}" + (f", {package.filename}" if package.filename else "")
 

@@ -21,9 +21,7 @@ Against = Callable[[Contents, Hints, Rows], Rows]
 """(contents, hints, rows) -> those rows that some other place is known to hold."""
 
 
-def open_against(
-    named: str, opener: SourceOpener, *, progress: Progress | None = None
-) -> Against:
+def open_against(named: str, opener: SourceOpener, *, progress: Progress | None = None) -> Against:
     """Return the judge that a user names: an inventory file, or a source's URI.
 
     progress: a source is read through whenever it is asked. Raises UsageError for neither,

@@ -19,15 +19,20 @@ from pathlib import Path
 
 from packer.environment import inherited
 from packer.errors import Error, InputError, InUseError, UsageError
-from packer.guest.droppable import find_droppable
+from packer.guest.droppable import CURE_FOR_DIRTY, find_droppable
 from packer.guest.identify import identify
+from packer.guest.judge import is_linux
 from packer.guest.mounts import volume_name
 from packer.guest.tree import Tree
-from packer.pack.clean_rules import Group, Selection, parse_request, select
+from packer.guest.windows.guest import Windows, find_windows
+from packer.guest.windows.state import find_state
+from packer.pack.clean_rules import Group, Selection, for_windows, parse_request, select
 from packer.pack.guestfish import GuestFiles, Guestfish, launched
 from packer.progress import Progress
 from packer.survey.child import clean_text
 from packer.survey.disk import NBD_SCHEMES, Disk, open_disk
+from packer.survey.examine import ChildExaminer
+from packer.survey.model import Survey
 from packer.survey.qemu_nbd import DRIVERS
 from packer.survey.recognise import QUIET_TYPES
 from packer.survey.survey import survey
@@ -38,16 +43,22 @@ _INSTEAD = "clean the guest from inside, or pack it without --clean"
 
 @contextmanager
 def open_cleaned(
-    image: str | Path, what: str | None, *, backing: Path | None, progress: Progress
+    image: str | Path,
+    what: str | None,
+    *,
+    backing: Path | None,
+    drop_snapshots: bool = False,
+    progress: Progress,
 ) -> Iterator[tuple[Disk, tuple[str, ...]]]:
     """Open a disk without the files that `what` names, and say what went, a line each.
 
-    what: see `parse_request`; None opens the disk as it is. The overlay lies in a private folder
-    in TMPDIR and is gone afterwards.
+    what: see `parse_request`; None opens the disk as it is. drop_snapshots: whether volume shadow
+    copies go, which do not survive that files are removed without them. The overlay lies in a
+    private folder in TMPDIR and is gone afterwards.
 
     Raises UsageError for what cannot be asked, InUseError for a hibernated guest, InputError for
-    one that is no Linux or encrypted, Error when libguestfs is missing or fails, and what
-    `open_disk` raises.
+    one that is neither Linux nor Windows, encrypted, or not clean, Error when libguestfs is missing
+    or fails, and what `open_disk` raises.
     """
     if what is None:
         with open_disk(image, backing=backing) as disk:
@@ -59,7 +70,9 @@ def open_cleaned(
     with tempfile.TemporaryDirectory(prefix="vmpack-clean-") as name:
         overlay = Path(name, "overlay.qcow2")
         with open_disk(image) as original:
-            known = _look(original)
+            known = _look(original, drop_snapshots=drop_snapshots)
+            if known.windows_folder:
+                groups = for_windows(groups, known.windows_folder)
             _create_overlay(tools[0], original, overlay)
             with progress.stage("cleaning", 0):
                 lines = _clean(tools[1], original.path, overlay, groups, known)
@@ -110,22 +123,29 @@ class _Known:
 
     mounts: {guest path: (libguestfs's device, UUID)} of a Linux that is known to the last volume;
     {} when libguestfs has to look itself (5 to 25 s without KVM). encrypted: volumes, in words.
+    windows_folder: of a Windows ("/Windows"), whose own volume is all that is mounted.
     """
 
     mounts: Mapping[str, tuple[str, str]]
     encrypted: tuple[str, ...]
+    windows_folder: str = ""
 
 
-def _look(disk: Disk) -> _Known:
+def _look(disk: Disk, *, drop_snapshots: bool) -> _Known:
     """Return what is known of a guest.
 
     Raises InUseError if it is hibernated: what it has in memory would contradict the disk.
     """
     surveyed = survey(disk)
     tree = Tree(surveyed, disk.source)
-    refusals = find_droppable(tree).refusals
+    windows = None
+    if not is_linux(tree, identify(tree)):
+        windows = find_windows(surveyed, disk.source, ChildExaminer(disk, surveyed))
+    refusals = (*find_droppable(tree).refusals, *find_state(tree, windows).refusals)
     if refusals:
         raise InUseError(f"{disk.path}: {refusals[0]}")
+    if windows is not None:
+        return _look_at_windows(disk, surveyed, windows, drop_snapshots=drop_snapshots)
     volumes = surveyed.volumes
     encrypted = tuple(
         f"{volume_name(one)}, {one.note}" for one in volumes if one.note.endswith(": encrypted")
@@ -138,6 +158,26 @@ def _look(disk: Disk) -> _Known:
         for mount in tree.mounts
     }
     return _Known(mounts, encrypted)
+
+
+def _look_at_windows(
+    disk: Disk, surveyed: Survey, windows: Windows, *, drop_snapshots: bool
+) -> _Known:
+    volume = surveyed.volumes[windows.volume]
+    where = f"{disk.path}: {volume.kind} on {volume_name(volume)}"
+    if volume.state != "clean":
+        raise InputError(
+            f"{where} is not clean ({volume.state_reason}), and nothing is removed from it then",
+            hint=CURE_FOR_DIRTY,
+        )
+    held = any(row == windows.volume for row, _ in (*surveyed.held, *surveyed.snapshots))
+    if held and not drop_snapshots:
+        raise InputError(
+            f"{where} has shadow copies, which would be damaged by removing files",
+            hint="--drop-snapshots leaves them out, or delete them inside the guest",
+        )
+    device = f"/dev/sda{volume.number or ''}"
+    return _Known({"/": (device, volume.uuid)}, (), windows.folder)
 
 
 def _clean(
@@ -188,7 +228,8 @@ def _inspected(shell: Guestfish, image: str, encrypted: Sequence[str]) -> dict[s
     kind = shell.run("inspect-get-type", roots[0]).strip()
     if kind != "linux":
         raise InputError(
-            f"{image}: the guest is no Linux ({clean_text(kind)}), and --clean knows only Linux",
+            f"{image}: the guest is {clean_text(kind)}, and --clean knows Linux, and a Windows "
+            "whose files can be read",
             hint=_INSTEAD,
         )
     lines = shell.run("inspect-get-mountpoints", roots[0]).splitlines()

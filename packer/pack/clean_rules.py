@@ -1,4 +1,4 @@
-"""What `--clean` takes out of a Linux guest: named groups, the user's patterns, what they select.
+"""What `--clean` takes out of a guest: named groups, the user's patterns, what they select.
 
 Groups list what is known to come back by itself. `/var/cache` is no such place as a whole: Debian
 keeps the answers of debconf there, bind its zones, cracklib its dictionary.
@@ -6,14 +6,20 @@ keeps the answers of debconf there, bind its zones, cracklib its dictionary.
 A service that has given up root cannot make its log anew in a folder of root's, so a log that is
 not root's alone is emptied, not removed: owner, mode and SELinux label stay (logrotate(8), "create"
 serves the same case).
+
+Of Windows only files go that it makes anew by itself, or that its users threw away: what
+installers keep (`Installer`, `WinSxS`) is needed to repair and remove things. Source: Microsoft,
+"Disk Cleanup" (`cleanmgr`) and what its handlers list; "Delivery Optimization reference" for its
+cache.
 """
 
 from __future__ import annotations
 
+import glob
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
@@ -24,7 +30,10 @@ Action = Literal["remove", "files", "logs", "empty"]
 """remove: the path and all below it. files: plain files at or below the path; folders, with their
 owners and modes, stay. logs: as files, but see above. empty: the plain file becomes empty."""
 
-DEFAULT = ("tmp", "cache", "logs")
+DEFAULT = ("tmp", "cache", "logs", "trash")
+WINDOWS_FOLDER = "/Windows"
+"""Stands in rules for the folder of Windows, however a guest calls it."""
+
 _BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own are; stat(2)
 _NAMED_PLACES = 3
 _MAGIC = re.compile(r"[*?[]")
@@ -46,11 +55,17 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rules under a name. note: what an author must know when it took something."""
+    """Rules under a name. note: what an author must know when it took something.
+
+    windows: the rules of a Windows guest, in place of the others; without any, the group is for
+    Linux alone. folded: whether upper and lower case are the same, as they are there.
+    """
 
     name: str
     rules: tuple[Rule, ...]
     note: str = ""
+    windows: tuple[Rule, ...] = ()
+    folded: bool = False
 
 
 def _rules(action: Action, *patterns: str) -> tuple[Rule, ...]:
@@ -60,7 +75,17 @@ def _rules(action: Action, *patterns: str) -> tuple[Rule, ...]:
 GROUPS: dict[str, Group] = {
     one.name: one
     for one in (
-        Group("tmp", _rules("remove", "/tmp/*", "/var/tmp/*")),
+        Group(
+            "tmp",
+            _rules("remove", "/tmp/*", "/var/tmp/*"),
+            windows=_rules(
+                "remove",
+                "/Windows/Temp/*",
+                "/Windows/ServiceProfiles/*/AppData/Local/Temp/*",
+                "/Users/*/AppData/Local/Temp/*",
+                "/Documents and Settings/*/Local Settings/Temp/*",
+            ),
+        ),
         Group(
             "cache",
             _rules(
@@ -83,12 +108,39 @@ GROUPS: dict[str, Group] = {
                 "/root/.cache/*",
                 "/home/*/.cache/*",
             ),
+            windows=_rules(
+                "files",
+                "/Windows/SoftwareDistribution/Download/*",
+                "/Windows/SoftwareDistribution/DeliveryOptimization/*",
+                "/Windows/ServiceProfiles/NetworkService/AppData/Local/Microsoft/Windows/"
+                "DeliveryOptimization/Cache/*",
+                "/Users/*/AppData/Local/Microsoft/Windows/INetCache/*",
+                "/Documents and Settings/*/Local Settings/Temporary Internet Files/*",
+            ),
         ),
         Group(
             "logs",
             (
                 *_rules("logs", "/var/log/*"),
                 *_rules("files", "/var/crash/*", "/var/lib/systemd/coredump/*"),
+            ),
+            # The event log makes its files anew when it starts.
+            windows=_rules(
+                "files",
+                "/Windows/MEMORY.DMP",
+                "/Windows/Minidump/*",
+                "/Windows/LiveKernelReports/*",
+                "/Windows/Logs/*",
+                "/Windows/System32/winevt/Logs/*",
+                "/Users/*/AppData/Local/CrashDumps/*",
+                "/ProgramData/Microsoft/Windows/WER/Report*/*",
+            ),
+        ),
+        Group(
+            "trash",
+            _rules("remove", "/root/.local/share/Trash/*/*", "/home/*/.local/share/Trash/*/*"),
+            windows=_rules(
+                "remove", "/$Recycle.Bin/*/$[IR]*", "/RECYCLER/*/D*", "/RECYCLER/*/INFO2"
             ),
         ),
         Group(
@@ -122,6 +174,9 @@ GROUPS: dict[str, Group] = {
                     for name in (".*_history", ".lesshst", ".viminfo", ".wget-hsts")
                 ),
             ),
+            windows=_rules(
+                "files", "/Users/*/AppData/Roaming/Microsoft/Windows/PowerShell/PSReadLine/*"
+            ),
         ),
     )
 }
@@ -139,6 +194,31 @@ def parse_request(text: str) -> tuple[Group, ...]:
         for name in names:
             groups[name] = GROUPS[name] if name in GROUPS else _own_group(name)
     return tuple(groups.values())
+
+
+def for_windows(groups: Sequence[Group], folder: str) -> tuple[Group, ...]:
+    """Return the groups as they are meant for a Windows guest. folder: of Windows ("/WINNT").
+
+    Raises UsageError for a group that means nothing there.
+    """
+    return tuple(_for_windows(group, folder) for group in groups)
+
+
+def _for_windows(group: Group, folder: str) -> Group:
+    if group.name not in GROUPS:
+        return replace(group, folded=True)
+    if not group.windows:
+        raise UsageError(
+            f"--clean: {group.name} is for Linux guests, and this one is a Windows",
+            hint="sysprep /generalize, inside the guest, makes it ready to be copied",
+        )
+    rules = tuple(replace(rule, pattern=_moved(rule.pattern, folder)) for rule in group.windows)
+    return Group(group.name, rules, folded=True)
+
+
+def _moved(pattern: str, folder: str) -> str:
+    inside = pattern.removeprefix(f"{WINDOWS_FOLDER}/")
+    return pattern if inside == pattern else f"{glob.escape(folder)}/{inside}"
 
 
 def _own_group(word: str) -> Group:
@@ -229,7 +309,7 @@ def select(files: Files, group: Group) -> Selection:
     selection = Selection(group)
     seen: set[str] = set()
     for rule in group.rules:
-        for folder, name in _matches(files, rule.pattern):
+        for folder, name in _matches(files, rule.pattern, folded=group.folded):
             path = _join(folder, name)
             if path not in seen:
                 seen.add(path)
@@ -237,7 +317,7 @@ def select(files: Files, group: Group) -> Selection:
     return selection
 
 
-def _matches(files: Files, pattern: str) -> Iterator[tuple[str, str]]:
+def _matches(files: Files, pattern: str, *, folded: bool) -> Iterator[tuple[str, str]]:
     """Yield (folder without links, name) of everything that fits a pattern."""
     *above, last = pattern[1:].split("/")
     folders = ["/"]
@@ -245,15 +325,18 @@ def _matches(files: Files, pattern: str) -> Iterator[tuple[str, str]]:
         found = (
             files.real_folder(_join(folder, name))
             for folder in folders
-            for name in _fitting(files.names(folder), part)
+            for name in _fitting(files.names(folder), part, folded=folded)
         )
         folders = list(dict.fromkeys(folder for folder in found if folder is not None))
     for folder in folders:
-        for name in _fitting(files.names(folder), last):
+        for name in _fitting(files.names(folder), last, folded=folded):
             yield folder, name
 
 
-def _fitting(names: Sequence[str], part: str) -> list[str]:
+def _fitting(names: Sequence[str], part: str, *, folded: bool) -> list[str]:
+    if folded:
+        wanted = part.casefold()
+        return sorted(name for name in names if fnmatchcase(name.casefold(), wanted))
     if not _MAGIC.search(part):
         return [part] if part in names else []
     return sorted(name for name in names if fnmatchcase(name, part))

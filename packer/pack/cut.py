@@ -20,6 +20,7 @@ from formats.ranges import (
     intersect,
     overlap_of_sorted,
     subtract,
+    total,
     union,
 )
 from formats.source import Source
@@ -108,8 +109,10 @@ def _stream_pieces(survey: Survey, dropped: Ranges) -> tuple[_Pieces, Ranges, Ra
     """Return (pieces of streams, slack after the last valid byte of files, unwritten extents)."""
     end = survey.disk_offset + survey.length
     # The journal of a volume that is not clean may know more: a larger file, an extent that was
-    # written. There, neither slack nor unwritten extents are unused.
+    # written. A snapshot may, too, and reads such blocks where they lie. There, neither slack nor
+    # unwritten extents are unused.
     clean_volumes = np.array([one.state == "clean" for one in survey.volumes], dtype=bool)
+    clean_volumes[_with_snapshots(survey, dropped)] = False
     clean = clean_volumes[survey.volume[survey.stream]]
     unwritten = survey.kind != DATA
     unwritten_ranges = union(np.stack([survey.disk_offset, end], axis=1)[unwritten & clean])
@@ -129,6 +132,12 @@ def _stream_pieces(survey: Survey, dropped: Ranges) -> tuple[_Pieces, Ranges, Ra
     some = used > 0
     pieces = _Pieces(stream[some], file_offset[some], disk_offset[some], used[some])
     return pieces, union(slack), subtract(unwritten_ranges, dropped)
+
+
+def _with_snapshots(survey: Survey, dropped: Ranges) -> list[int]:
+    """Return the rows of volumes whose snapshots are not dropped."""
+    of_snapshots = (*survey.held, *survey.snapshots)
+    return [row for row, ranges in of_snapshots if total(subtract(ranges, dropped))]
 
 
 def _nonzero_blocks(source: Source, kept: Ranges, progress: Progress) -> Ranges:

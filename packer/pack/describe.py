@@ -77,7 +77,7 @@ def describe(
             for one in prepared.judgement.dropped
         ),
         totals=Totals(of(Class.BOOT), of(Class.PRIVATE), of(Class.SHARED)),
-        warnings=printable_warnings(prepared.judgement.warnings),
+        warnings=printable_warnings((*prepared.judgement.errors, *prepared.judgement.warnings)),
     )
 
 

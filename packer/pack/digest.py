@@ -1,19 +1,27 @@
-"""Hash every fragment of a cut disk: what each one is called, and whether a package owns it."""
+"""Hash every fragment of a cut disk: what each one is called, and whether a record says the same.
+
+What symbol servers know programs by is noted on the way, because all bytes pass here.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from formats.source import Source
+from formats.errors import FormatError
+from formats.source import Source, check_bounds
+from formats.windows.authenticode import image_digest
+from formats.windows.image_key import START_BYTES, ImageKey, image_key
+from formats.windows.pe import PortableExecutable
 from packer.artifact.contents import BLOCK_BYTES, DIGEST_BYTES, block_starts
+from packer.guest.expected import ALGORITHMS, Catalogued, Expected
 from packer.pack.cut import Cut
 
 BATCH_BYTES = 16 << 20
@@ -24,13 +32,15 @@ BATCH_ROWS = 1024
 class Digests:
     """digest: uint8[f, 32], SHA-256 of each fragment. blocks: uint8[b, 32], of each 1 MiB of
     fragments above that, in row order; block_start: int64[f + 1]. owned: bool[f], whether the
-    fragment is a whole file whose MD5 is the one its package's record gives.
+    fragment is a whole file whose digest is one that was expected. programs: int64[p, 3], of each
+    whole file that is a Windows program: fragment, TimeDateStamp, SizeOfImage; sorted.
     """
 
     digest: NDArray[np.uint8]
     blocks: NDArray[np.uint8]
     block_start: NDArray[np.int64]
     owned: NDArray[np.bool_]
+    programs: NDArray[np.int64]
 
 
 class FragmentReader:
@@ -65,70 +75,143 @@ class FragmentReader:
 def digest_fragments(
     cut: Cut,
     reader: FragmentReader,
-    expected_md5: Sequence[bytes | None],
+    expected: Sequence[Expected | None],
     *,
+    with_programs: bool = False,
     jobs: int,
     progress: Callable[[int], None],
 ) -> Digests:
     """Return the digests of all fragments.
 
-    expected_md5: for each stream of the survey, the MD5 its package's record gives.
+    expected: for each stream of the survey, what a record says it hashes to.
     progress: called with the bytes hashed since the last call, by any thread.
     """
     sizes: list[int] = cut.size.tolist()
     streams: list[int] = cut.stream.tolist()
-    extents_of_stream = np.bincount(cut.stream[cut.stream >= 0], minlength=len(expected_md5))
-    whole = (extents_of_stream == 1).tolist()
+    fragments_of_stream = np.bincount(cut.stream[cut.stream >= 0], minlength=len(expected))
+    whole = (fragments_of_stream == 1).tolist()
 
-    def expected(row: int) -> bytes | None:
-        stream = streams[row]
-        return expected_md5[stream] if stream >= 0 and whole[stream] else None
-
-    def hash_rows(bounds: tuple[int, int]) -> tuple[bytes, bytes, list[bool]]:
-        digests, blocks, owned = [], [], []
+    def hash_rows(bounds: tuple[int, int]) -> _Part:
+        part = _Part()
         for row in range(*bounds):
-            digest, block_digests, is_owned = _hash(
-                reader, row, sizes[row], expected(row), progress
-            )
-            digests.append(digest)
-            blocks.append(block_digests)
-            owned.append(is_owned)
+            is_file = streams[row] >= 0 and whole[streams[row]]
+            wanted = expected[streams[row]] if is_file else None
+            hashed = _hash(_Fragment(reader, row, sizes[row]), wanted, progress)
+            part.add(row, hashed, with_program=with_programs and is_file)
         progress(sum(size for size in sizes[bounds[0] : bounds[1]] if size <= BLOCK_BYTES))
-        return b"".join(digests), b"".join(blocks), owned
+        return part
 
-    parts: list[tuple[bytes, bytes, list[bool]]] = []
     with ThreadPoolExecutor(jobs) as pool:
-        parts.extend(pool.map(hash_rows, _batches(sizes)))
-    digest = np.frombuffer(b"".join(part[0] for part in parts), dtype=np.uint8)
-    blocks = np.frombuffer(b"".join(part[1] for part in parts), dtype=np.uint8)
-    owned = np.array([one for part in parts for one in part[2]], dtype=bool)
+        parts = list(pool.map(hash_rows, _batches(sizes)))
+    programs = [one for part in parts for one in part.programs]
     return Digests(
-        digest.reshape(-1, DIGEST_BYTES),
-        blocks.reshape(-1, DIGEST_BYTES),
+        _as_digests(part.digest for part in parts),
+        _as_digests(part.blocks for part in parts),
         block_starts(cut.size),
-        owned,
+        np.array([one for part in parts for one in part.owned], dtype=bool),
+        np.array(programs, dtype=np.int64).reshape(-1, 3),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Fragment:
+    """A fragment as a source of its own."""
+
+    reader: FragmentReader
+    row: int
+    size: int
+
+    def pread(self, offset: int, length: int) -> bytes:
+        check_bounds("file", self.size, offset, length)
+        return self.reader.read(self.row, offset, offset + length)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hashed:
+    digest: bytes
+    blocks: bytes
+    owned: bool
+    key: ImageKey | None
+
+
+@dataclass(slots=True)
+class _Part:
+    """What was found in a batch, in few objects: a guest may have a million fragments."""
+
+    digest: bytearray = field(default_factory=bytearray)
+    blocks: bytearray = field(default_factory=bytearray)
+    owned: list[bool] = field(default_factory=list)
+    programs: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def add(self, row: int, hashed: _Hashed, *, with_program: bool) -> None:
+        self.digest += hashed.digest
+        self.blocks += hashed.blocks
+        self.owned.append(hashed.owned)
+        if with_program and hashed.key is not None:
+            self.programs.append((row, *hashed.key))
+
+
 def _hash(
-    reader: FragmentReader,
-    row: int,
-    size: int,
-    expected_md5: bytes | None,
-    progress: Callable[[int], None],
-) -> tuple[bytes, bytes, bool]:
-    """Return (digest, digests of blocks, whether owned); tell the progress of a large fragment."""
+    fragment: _Fragment, expected: Expected | None, progress: Callable[[int], None]
+) -> _Hashed:
+    """Return what a fragment is; tell the progress of a large one."""
     whole = hashlib.sha256()
-    md5 = hashlib.md5(usedforsecurity=False)
-    blocks: list[bytes] = []
-    for piece in reader.blocks(row, size):
+    other = _other_hash(expected)
+    blocks = bytearray()
+    key: ImageKey | None = None
+    for number, piece in enumerate(fragment.reader.blocks(fragment.row, fragment.size)):
         whole.update(piece)
-        if size > BLOCK_BYTES:
-            blocks.append(hashlib.sha256(piece).digest())
+        if number == 0:
+            key = image_key(piece[:START_BYTES])
+        if fragment.size > BLOCK_BYTES:
+            blocks += hashlib.sha256(piece).digest()
             progress(len(piece))
-        if expected_md5 is not None:
-            md5.update(piece)
-    return whole.digest(), b"".join(blocks), md5.digest() == expected_md5
+        if other is not None:
+            other.update(piece)
+    digest = whole.digest()
+    if isinstance(expected, Catalogued):
+        owned = _is_catalogued(fragment, digest, expected)
+    else:
+        owned = expected is not None and expected == (digest if other is None else other.digest())
+    return _Hashed(digest, bytes(blocks), owned, key)
+
+
+def _other_hash(expected: Expected | None) -> hashlib._Hash | None:
+    """Return the hash of a record that does not say SHA-256, which is taken anyway."""
+    if not isinstance(expected, bytes) or len(expected) == DIGEST_BYTES:
+        return None
+    return hashlib.new(ALGORITHMS[len(expected)], usedforsecurity=False)
+
+
+def _is_catalogued(fragment: _Fragment, sha256: bytes, listed: Catalogued) -> bool:
+    """Return whether catalogs list a file: a program without its signature, others as they are.
+
+    Both ways of counting start anew: it is asked of few files, and mostly one way is enough.
+    """
+    try:
+        program = PortableExecutable(fragment)
+    except FormatError:
+        if sha256 in listed.sha256:
+            return True
+        return bool(listed.sha1) and _digest(fragment, "sha1") in listed.sha1
+    try:
+        return any(
+            bool(digests) and image_digest(fragment, program, algorithm) in digests
+            for algorithm, digests in (("sha256", listed.sha256), ("sha1", listed.sha1))
+        )
+    except FormatError:
+        return False
+
+
+def _digest(fragment: _Fragment, algorithm: str) -> bytes:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    for piece in fragment.reader.blocks(fragment.row, fragment.size):
+        digest.update(piece)
+    return digest.digest()
+
+
+def _as_digests(parts: Iterable[bytearray]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def _batches(sizes: Sequence[int]) -> list[tuple[int, int]]:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.filesystem.model import PLAIN
+from formats.ranges import Ranges, empty_ranges, union
 from packer.artifact.contents import Class, Contents, block_starts, digest_keys
 from packer.artifact.hints import MAX_PATH_BYTES, Hints
 from packer.artifact.map import Kind, Map
+from packer.artifact.programs import Programs
 from packer.guest.model import Judgement
 from packer.pack.cut import NO_STREAM, Cut
 from packer.pack.digest import Digests
@@ -41,7 +44,7 @@ def classify(
     Metadata of a parsed volume and everything outside volumes is needed before anything can be
     resolved: boot; so is a partition that holds a loader instead of a file system. Where metadata
     cannot be told from free blocks (nobody can parse the volume, it is not clean, or free blocks
-    are kept), both are private.
+    are kept), both are private. So are free blocks that snapshots may read.
     """
     of_stream = cut.stream != NO_STREAM
     classes = np.full(len(cut.size), Class.BOOT, dtype=np.uint8)
@@ -53,13 +56,30 @@ def classify(
             # A run is cut at whole MiB: it may reach over a volume's border into the next one.
             inside = (begins >= volume.start) & (begins + cut.size <= volume.end)
             classes[inside & ~of_stream] = Class.PRIVATE
+    held = union(empty_ranges(), *(ranges for _, ranges in survey.held))
+    only_held = _bytes_inside(held, begins, begins + cut.size) == cut.size
+    classes[only_held & ~of_stream] = Class.PRIVATE
     stream = cut.stream[of_stream]
     shipped = judgement.package[stream] >= 0
-    has_md5 = np.array([md5 is not None for md5 in judgement.md5], dtype=bool)
-    shared = owned[of_stream] | (shipped & ~has_md5[stream])
+    proven = np.array([one is not None for one in judgement.expected], dtype=bool)
+    shared = owned[of_stream] | (shipped & ~proven[stream])
     of_files = np.where(shared, Class.SHARED, Class.PRIVATE)
     classes[of_stream] = np.where(judgement.boot[stream] >= 0, Class.BOOT, of_files)
     return classes
+
+
+def _bytes_inside(
+    ranges: Ranges, start: NDArray[np.int64], end: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return how many bytes of each `[start, end)` are in the set."""
+    before = np.concatenate([[0], np.cumsum(ranges[:, 1] - ranges[:, 0])])
+
+    def up_to(place: NDArray[np.int64]) -> NDArray[np.int64]:
+        row = np.searchsorted(ranges[:, 0], place, side="right")
+        last_end = np.concatenate([[0], ranges[:, 1]])[row]
+        return before[row] - np.maximum(0, last_end - place)
+
+    return up_to(end) - up_to(start)
 
 
 def draw(size: int, cut: Cut, digests: Digests, classes: NDArray[np.uint8]) -> Drawing:
@@ -122,8 +142,17 @@ def _contents(
     return Contents(digests.digest[fragment], size, classes, digests.blocks[rows], starts)
 
 
-def note_hints(survey: Survey, judgement: Judgement, cut: Cut, drawing: Drawing) -> Hints:
-    """Return where in the guest each content was found, for every name of every file."""
+def note_hints(
+    survey: Survey,
+    judgement: Judgement,
+    cut: Cut,
+    drawing: Drawing,
+    programs: NDArray[np.int64] | None = None,
+) -> Hints:
+    """Return where in the guest each content was found, for every name of every file.
+
+    programs: as of Digests.
+    """
     keys = content_of_fragments(drawing.map, cut)
     of_stream = np.flatnonzero(cut.stream != NO_STREAM)
     by_stream = of_stream[np.argsort(cut.stream[of_stream], kind="stable")]
@@ -148,7 +177,20 @@ def note_hints(survey: Survey, judgement: Judgement, cut: Cut, drawing: Drawing)
         file_offset=cut.file_offset[fragment[order]],
         package=judgement.package[stream],
         packages=judgement.packages,
+        programs=Programs() if programs is None else _programs(survey, cut, keys, programs),
     )
+
+
+def _programs(
+    survey: Survey, cut: Cut, keys: NDArray[np.int64], programs: NDArray[np.int64]
+) -> Programs:
+    """Return the contents that are whole programs, as everybody reads them."""
+    fragment = programs[:, 0]
+    stream = cut.stream[fragment]
+    whole = (cut.file_offset[fragment] == 0) & (cut.size[fragment] == survey.file_size[stream])
+    programs = programs[whole & (survey.form[stream] == PLAIN)]
+    content, first = np.unique(keys[programs[:, 0]], return_index=True)
+    return Programs(content, programs[first, 1], programs[first, 2])
 
 
 def _can_be_looked_up(path: str) -> bool:

@@ -56,7 +56,8 @@ class PackOptions:
     sources: URIs where missing contents can be had. rotations: statements about replaced keys that
     travel with it. thin: leave shared contents out. base: the pack whose bundles are carried on.
     delta: add patches against the base's files. keep_free: keep what the guest's file systems call
-    free. allow, strict: see packer.guest.privacy.sift and demand_nothing_private. review: is told
+    free. drop_snapshots: leave volume shadow copies out. incomplete: pack a guest that will not
+    start. allow, strict: see packer.guest.privacy.sift and demand_nothing_private. review: is told
     what looks private before anything is packed.
     """
 
@@ -69,6 +70,8 @@ class PackOptions:
     base: OpenedPack | None = None
     delta: bool = False
     keep_free: bool = False
+    drop_snapshots: bool = False
+    incomplete: bool = False
     clean: str | None = None
     against: Sequence[Against] = ()
     resolve: Resolve | None = None
@@ -139,14 +142,19 @@ def pack(
     check_carried(options.rotations, [key.public for key in keys])
     with (
         create_layout(output, replace=options.replace) as writer,
-        open_cleaned(image, options.clean, backing=options.backing, progress=progress) as (
-            disk,
-            removed,
-        ),
+        open_cleaned(
+            image,
+            options.clean,
+            backing=options.backing,
+            drop_snapshots=options.drop_snapshots,
+            progress=progress,
+        ) as (disk, removed),
     ):
         prepared = prepare(
             disk,
             keep_free=options.keep_free,
+            drop_snapshots=options.drop_snapshots,
+            incomplete=options.incomplete,
             against=options.against,
             resolve=options.resolve,
             jobs=options.jobs,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from formats.ranges import empty_ranges, union
 from packer.artifact.contents import BLOCK_BYTES, Class
-from packer.artifact.hints import Hints, Package
+from packer.artifact.hints import DPKG, Hints, Package
 from packer.artifact.map import Map
 from packer.errors import InputError, InUseError
 from packer.guest.judge import judge
@@ -21,6 +21,7 @@ from packer.pack.digest import FragmentReader, digest_fragments
 from packer.pack.draw import classify, draw, note_hints
 from packer.progress import Progress
 from packer.survey.disk import Disk
+from packer.survey.examine import ChildExaminer
 from packer.survey.model import Survey
 from packer.survey.survey import survey
 
@@ -57,6 +58,8 @@ def prepare(
     disk: Disk,
     *,
     keep_free: bool = False,
+    drop_snapshots: bool = False,
+    incomplete: bool = False,
     against: Sequence[Against] = (),
     resolve: Resolve | None = None,
     jobs: int,
@@ -64,27 +67,42 @@ def prepare(
 ) -> Prepared:
     """Return the prepared disk.
 
-    Raises InUseError for a guest that is hibernated, InputError for a disk that nobody can read.
+    drop_snapshots: let volume shadow copies go. incomplete: also of a guest that will not start.
+    Raises InUseError for a guest that is hibernated, InputError for a disk that nobody can read,
+    or whose guest will not start.
     """
     if disk.size == 0:
         raise InputError(f"{disk.path}: expected a disk, found an empty file")
     surveyed = survey(disk)
-    judgement = judge(surveyed, disk.source)
+    examiner = ChildExaminer(disk, surveyed)
+    judgement = judge(surveyed, disk.source, examiner, drop_snapshots=drop_snapshots)
     if judgement.refusals:
         raise InUseError(f"{disk.path}: {judgement.refusals[0]}")
+    if judgement.errors and not incomplete:
+        raise InputError(
+            f"{disk.path}: {judgement.errors[0]}",
+            hint="start the guest and let it repair itself; --incomplete packs it as it is",
+        )
     if keep_free:
         judgement = replace(judgement, dropped=())
-    if resolve is not None and judgement.packages:
+    if resolve is not None and any(one.manager == DPKG for one in judgement.packages):
         with progress.stage("asking the mirrors", 0):
             judgement = replace(judgement, packages=tuple(resolve(judgement.packages)))
     dropped = union(empty_ranges(), *(one.ranges for one in judgement.dropped))
     pieces = cut(surveyed, disk.source, dropped, keep_free=keep_free, progress=progress)
     reader = FragmentReader(pieces, disk.source)
     with progress.stage("hashing", int(pieces.size.sum())) as advance:
-        digests = digest_fragments(pieces, reader, judgement.md5, jobs=jobs, progress=advance)
+        digests = digest_fragments(
+            pieces,
+            reader,
+            judgement.expected,
+            with_programs=judgement.guest.family == "windows",
+            jobs=jobs,
+            progress=advance,
+        )
     classes = classify(surveyed, judgement, pieces, digests.owned, keep_free=keep_free)
     drawing = draw(surveyed.size, pieces, digests, classes)
-    hints = note_hints(surveyed, judgement, pieces, drawing)
+    hints = note_hints(surveyed, judgement, pieces, drawing, digests.programs)
     disk_map = drawing.map
     unshipped = disk_map.contents.classes != Class.SHARED
     for held_by in against:

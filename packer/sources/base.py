@@ -162,3 +162,17 @@ class Provable(Protocol):
 
     def prove(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return which of the offered contents are really there: int64, sorted."""
+
+
+@runtime_checkable
+class Sequential(Protocol):
+    """A source on this host that is best asked for everything at once, in its own order."""
+
+    @property
+    def sequential(self) -> bool:
+        """Whether it is."""
+
+
+def is_sequential(source: Source) -> bool:
+    """Return whether a source is best asked for everything at once."""
+    return isinstance(source, Sequential) and source.sequential

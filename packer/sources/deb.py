@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from formats.errors import FormatError
 from formats.package.deb import Readable, members
-from packer.artifact.hints import Package
+from packer.artifact.hints import DPKG, Package
 from packer.sources.base import Bytes, Offers, Piece, SourceError, Wanted, free_offers
 from packer.transport.ranges import Asked, cut_ranges
 
@@ -123,7 +123,8 @@ def _bounded(asked: list[Asked]) -> list[Asked]:
 def rows_by_package(wanted: Wanted) -> dict[int, Rows]:
     """Return {row in hints.packages: sorted wanted contents it ships}, the fullest one first."""
     hints = wanted.hints
-    which = np.flatnonzero((hints.package >= 0) & np.isin(hints.content, wanted.rows))
+    of_dpkg = np.array([one.manager == DPKG for one in hints.packages] + [False])  # and NO_PACKAGE
+    which = np.flatnonzero(of_dpkg[hints.package] & np.isin(hints.content, wanted.rows))
     made = [_is_generated(hints.path[row]) for row in which.tolist()]
     which = which[~np.array(made, dtype=bool)]
     which = which[np.argsort(hints.package[which], kind="stable")]

@@ -67,7 +67,7 @@ def _no_candidates() -> _Candidates:
 class DirectorySource:
     """`dir:ROOT`. One object answers for one table of contents (one pack).
 
-    memory: remembers digests of files between runs. explicit, excluded: see Tree.
+    memory: remembers digests of files between runs. explicit, excluded, public: see Tree.
     Raises SourceError when ROOT cannot be used.
     """
 
@@ -80,9 +80,10 @@ class DirectorySource:
         *,
         explicit: bool = True,
         excluded: Sequence[str] = (),
+        public: bool = False,
     ) -> None:
         self.uri = f"dir:{root}"
-        self._tree = Tree(root, explicit=explicit, excluded=excluded)
+        self._tree = Tree(root, explicit=explicit, excluded=excluded, public=public)
         self._memory = memory
         self._lock = threading.Lock()
         self._contents: Contents | None = None

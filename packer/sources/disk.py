@@ -20,6 +20,7 @@ from formats.filesystem.model import DATA
 from packer.artifact.contents import BLOCK_BYTES, DIGEST_BYTES, Contents
 from packer.errors import Error
 from packer.sources.base import Offers, Piece, SourceError, Wanted, free_offers, sent_offers
+from packer.sources.by_path import names_in_volume
 from packer.sources.directory import whole_files
 from packer.sources.disk_runs import DiskRuns
 from packer.sources.memory import find_rows
@@ -31,8 +32,7 @@ Rows = NDArray[np.int64]
 
 HASHED_TOGETHER = 4096
 _LOCAL_NBD = "nbd+unix://"
-_FOLDERS_OF_A_MOUNT = 2
-"""A volume may be mounted this deep in the guest: /boot/efi."""
+_CASELESS_KINDS = ("ntfs", "vfat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +179,12 @@ def _guess(table: Survey, wanted: Wanted) -> _Candidates:
     room = hints.file_size[which] - contents.size[content]  # compared with: a sum could wrap around
     sane = (start >= 0) & (start <= room)
     which = which[sane]
-    streams = _by_name_and_size(table, np.unique(hints.file_size[which]))
+    streams = _Named(table, np.unique(hints.file_size[which]))
     sizes = hints.file_size.tolist()
     found: list[tuple[int, int]] = []
     for place in which.tolist():
-        for name in _names_of(hints.path[place]):
-            stream = streams.get((name, sizes[place]))
+        for name in names_in_volume(hints.path[place]):
+            stream = streams.find(name, sizes[place])
             if stream is not None:
                 found.append((place, stream))
                 break
@@ -193,23 +193,26 @@ def _guess(table: Survey, wanted: Wanted) -> _Candidates:
     return _first_of(_Candidates(*columns), _no_candidates())
 
 
-def _by_name_and_size(table: Survey, sizes: NDArray[np.int64]) -> dict[tuple[str, int], int]:
-    size = table.file_size[table.name_stream]
-    names = np.flatnonzero(np.isin(size, sizes)).tolist()
-    streams, all_sizes = table.name_stream.tolist(), size.tolist()
-    # Volumes may have names in common: the first volume's stays, as the root is usually first.
-    return {(table.name[one], all_sizes[one]): streams[one] for one in reversed(names)}
+class _Named:
+    """The streams of some sizes by path and size, in any case where the file system ignores it."""
 
+    def __init__(self, table: Survey, sizes: NDArray[np.int64]) -> None:
+        size = table.file_size[table.name_stream]
+        names = np.flatnonzero(np.isin(size, sizes)).tolist()
+        streams, all_sizes = table.name_stream.tolist(), size.tolist()
+        kinds = [volume.kind in _CASELESS_KINDS for volume in table.volumes]
+        caseless = np.array(kinds, dtype=bool)[table.volume[table.name_stream]].tolist()
+        self._exact: dict[tuple[str, int], int] = {}
+        self._folded: dict[tuple[str, int], int] = {}
+        # Volumes may have names in common: the first volume's stays, as the root is usually first.
+        for one in reversed(names):
+            self._exact[table.name[one], all_sizes[one]] = streams[one]
+            if caseless[one]:
+                self._folded[table.name[one].casefold(), all_sizes[one]] = streams[one]
 
-def _names_of(path: str) -> Iterator[str]:
-    """Yield the names that a guest path may have in its volume, the likelier one first."""
-    yield path
-    for _ in range(_FOLDERS_OF_A_MOUNT):
-        cut = path.find("/", 1)
-        if cut < 0:
-            return
-        path = path[cut:]
-        yield path
+    def find(self, name: str, size: int) -> int | None:
+        stream = self._exact.get((name, size))
+        return self._folded.get((name.casefold(), size)) if stream is None else stream
 
 
 def _runs_of(table: Survey, stream: int, start: int, size: int) -> NDArray[np.int64]:

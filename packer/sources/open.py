@@ -17,11 +17,13 @@ from packer.sources.base import Source, SourceError
 from packer.sources.deb import DebSource
 from packer.sources.directory import DirectorySource, default_sources
 from packer.sources.disk import DiskSource
+from packer.sources.medium import MediumSource
 from packer.sources.memory import Memory
 from packer.sources.neighbour import NeighbourSource, is_neighbour
 from packer.sources.on_demand import OnDemand
 from packer.sources.pack import PackSource
 from packer.sources.store import Store
+from packer.sources.symbols import SymbolFolder
 from packer.transport.registry_reference import is_reference, parse_reference
 
 NETWORK_SCHEMES = ("https", "http", "oci", "apt")
@@ -34,7 +36,8 @@ APT_ARCHIVES = Path("/var/cache/apt/archives")
 """Where apt keeps the package files that it has fetched."""
 
 KINDS = (
-    "store:, store://HOST, dir:FOLDER, disk:IMAGE, pack:FILE, deb:FOLDER, apt:, https://…, oci://…"
+    "store:, store://HOST, dir:FOLDER, disk:IMAGE, medium:IMAGE, pack:FILE, deb:FOLDER, apt:, "
+    "symbols:FOLDER, symbols:https://…, https://…, oci://…"
 )
 
 
@@ -100,6 +103,15 @@ def open_layout_at(location: str) -> Layout:
 
         return RegistryLayout(location)
     return open_layout(location.removeprefix("pack:"))
+
+
+def _symbols(location: str) -> Source:
+    """Return the symbol server at an address, or the folder in the layout of one."""
+    if location.startswith(("https:", "http:")):
+        from packer.sources.symbol_server import SymbolServer  # here, as above
+
+        return SymbolServer(location)
+    return SymbolFolder(Path(location))
 
 
 class SourceOpener:
@@ -181,6 +193,8 @@ class SourceOpener:
             "apt": lambda _: AptSource(host.packages_dir()),
             "dir": lambda folder: DirectorySource(Path(folder), self._memory),
             "disk": DiskSource,
+            "medium": lambda path: MediumSource(Path(path), host.media_dir(), self._memory),
+            "symbols": _symbols,
             "pack": lambda location: self._other_pack(f"pack:{location}", location),
             "deb": lambda folder: DebSource(Path(folder)),
         }

@@ -2,7 +2,8 @@
 
 Paths are resolved below ROOT by hand, as if ROOT were "/": a folder that is a symlink inside ROOT
 is followed (`/lib` of a merged /usr), nothing leaves ROOT or its file system, and a file is opened
-folder by folder from ROOT without following any link.
+folder by folder from ROOT without following any link. A name that is not there as it is written
+is looked for without regard to case: Windows writes paths in any.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ from packer.file_system import LOCAL_TYPES, PSEUDO_TYPES, file_system_type
 from packer.progress import Advance, ignore
 from packer.sources.base import SourceError
 from packer.sources.memory import Memory, Stamps, as_stamps, hash_range, stamp_of
+from packer.sources.windows_rights import ALL_RIGHTS, Rights, windows_rights
 
 Rows = NDArray[np.int64]
 
 MAX_FOLDERS_DEEP = 128
 MAX_LINKS = 40  # as Linux, path_resolution(7)
+MAX_SPELLINGS = 1_000_000
+"""Names that are kept, so that they can be looked for without regard to case; about 150 MB."""
+
 BATCH_FILES = 256
 BATCH_BYTES = 32 << 20
 
@@ -55,15 +60,22 @@ class Tree:
     """The part of one file system below ROOT that every user can read; any number of threads.
 
     excluded: folders below ROOT ("/local") that are left out. explicit: the user named this ROOT,
-    so that network and FUSE file systems are accepted.
+    so that network and FUSE file systems are accepted. On a mounted Windows volume its own access
+    lists say what every user can read, elsewhere the modes do. public: everything below ROOT
+    may be offered that this process can read, whatever its modes say.
     Raises SourceError when ROOT cannot be used.
     """
 
-    def __init__(self, root: Path, *, explicit: bool, excluded: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: Path, *, explicit: bool, excluded: Sequence[str] = (), public: bool = False
+    ) -> None:
         self.root = root
+        self._rights: Rights | None = ALL_RIGHTS if public else None
         self._excluded = frozenset(excluded)
         self._folders: dict[str, str | None] = {"": ""}
         self._kinds: dict[str, str | None] = {}
+        self._spellings: dict[str, dict[str, str]] = {}
+        self._names_kept = 0
         try:
             # ROOT itself may be a link: the user's word, unlike everything below.
             self.fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -79,9 +91,11 @@ class Tree:
     def _check_root(self, explicit: bool) -> None:
         status = os.fstat(self.fd)
         self._device = status.st_dev
+        self._place = _place_of(self.fd)
+        self._rights = self._rights or windows_rights(self._place)
         kind = file_system_type(self.fd)
         self._files_elsewhere = kind == "overlay"  # its files may keep their layer's device number
-        if not status.st_mode & stat.S_IXOTH:
+        if self._rights is None and not status.st_mode & stat.S_IXOTH:
             raise SourceError(
                 f"dir:{self.root}: only what every user can read is used,"
                 f" and others may not enter this folder (mode {stat.S_IMODE(status.st_mode):04o})",
@@ -105,6 +119,9 @@ class Tree:
         inside = str(self.root).rstrip("/") + "/"
         if len(inside) > 1 and path.startswith(inside):
             return path[len(inside) - 1 :], path
+        first, slash, rest = path[1:].partition("/")
+        if slash and first.casefold() == self.root.name.casefold():  # /Windows of /mnt/c/windows
+            return path, f"/{rest}"
         return (path,)
 
     def look_up(self, path: str) -> tuple[str, os.stat_result] | None:
@@ -120,23 +137,39 @@ class Tree:
             return None
         here = path if real == folder else f"{real}/{name}"
         status = self._status(here)
-        return (here, status) if status is not None and self.is_open_to_all(status) else None
+        if status is None and (spelled := self._spelled(real, name)) is not None:
+            here = f"{real}/{spelled}"
+            status = self._status(here)
+        if status is None or not self.is_open_to_all(status, self._place + here):
+            return None
+        return here, status
 
-    def is_open_to_all(self, status: os.stat_result) -> bool:
-        """Return whether this is a regular file of this file system that others may read."""
-        return (
-            stat.S_ISREG(status.st_mode)
-            and bool(status.st_mode & stat.S_IROTH)
-            and (status.st_dev == self._device or self._files_elsewhere)
-        )
+    def is_open_to_all(self, status: os.stat_result, place: str) -> bool:
+        """Return whether this is a regular file of this file system that others may read.
+
+        place: where the file is, for this process.
+        """
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        if status.st_dev != self._device and not self._files_elsewhere:
+            return False
+        if self._rights is not None:
+            return self._rights.everybody_may_read(place)
+        return bool(status.st_mode & stat.S_IROTH)
 
     def may_enter(self, status: os.stat_result) -> bool:
-        """Return whether this is a folder of this file system that others may enter."""
-        return (
-            stat.S_ISDIR(status.st_mode)
-            and bool(status.st_mode & stat.S_IXOTH)
-            and status.st_dev == self._device
-        )
+        """Return whether this is a folder of this file system that others may enter.
+
+        Windows lets every user pass through any folder (SeChangeNotifyPrivilege).
+        """
+        if not stat.S_ISDIR(status.st_mode) or status.st_dev != self._device:
+            return False
+        return self._rights is not None or bool(status.st_mode & stat.S_IXOTH)
+
+    def _may_list(self, status: os.stat_result, fd: int) -> bool:
+        if self._rights is not None:
+            return self.may_enter(status) and self._rights.everybody_may_read(_place_of(fd))
+        return self.may_enter(status) and status.st_mode & _OTHERS_LIST == _OTHERS_LIST
 
     def walk(self, sizes: Container[int] | None) -> Files:
         """Return all files of the given sizes (None: of any but 0) that everybody can find.
@@ -157,8 +190,7 @@ class Tree:
                 _raise_if_exhausted(self.root, error)
                 continue
             try:
-                status = os.fstat(fd)
-                if self.may_enter(status) and status.st_mode & _OTHERS_LIST == _OTHERS_LIST:
+                if self._may_list(os.fstat(fd), fd):
                     self._list(fd, folder, sizes, pending, paths, stamps)
             finally:
                 os.close(fd)
@@ -180,8 +212,9 @@ class Tree:
                         status = entry.stat(follow_symlinks=False)
                         size = status.st_size
                         wanted = size > 0 if sizes is None else size in sizes
-                        if wanted and self.is_open_to_all(status):
-                            paths.append(f"{folder}/{entry.name}")
+                        path = f"{folder}/{entry.name}"
+                        if wanted and self.is_open_to_all(status, self._place + path):
+                            paths.append(path)
                             stamps.extend(stamp_of(status))
                     elif entry.is_dir(follow_symlinks=False):
                         pending.append(f"{folder}/{entry.name}")
@@ -205,6 +238,9 @@ class Tree:
                 continue
             here = f"{real}/{part}"
             target = self._kind(here)
+            if target is None and (spelled := self._spelled(real, part)) is not None:
+                here = f"{real}/{spelled}"
+                target = self._kind(here)
             if target == "":
                 real = here
                 continue
@@ -233,6 +269,35 @@ class Tree:
             return os.readlink(here[1:], dir_fd=self.fd) or None
         except OSError:
             return None
+
+    def _spelled(self, folder: str, name: str) -> str | None:
+        """Return the name as this folder has it, if it differs by case alone.
+
+        folder: without links. A folder that others may not list tells no names.
+        """
+        if folder not in self._spellings:
+            names = self._names_in(folder) if self._names_kept < MAX_SPELLINGS else []
+            self._names_kept += len(names)
+            # Of names that differ by case alone, which only Linux has, one is enough.
+            self._spellings[folder] = {one.casefold(): one for one in names}
+        spelled = self._spellings[folder].get(name.casefold())
+        return None if spelled == name else spelled
+
+    def _names_in(self, folder: str) -> list[str]:
+        try:
+            fd = os.open(folder[1:] or ".", _LIST_FLAGS, dir_fd=self.fd)
+        except OSError as error:
+            _raise_if_exhausted(self.root, error)
+            return []
+        try:
+            if not self._may_list(os.fstat(fd), fd):
+                return []
+            with os.scandir(fd) as entries:
+                return [entry.name for entry in entries]
+        except OSError:
+            return []
+        finally:
+            os.close(fd)
 
     def _status(self, here: str) -> os.stat_result | None:
         try:
@@ -267,13 +332,11 @@ class Opener:
         except OSError as error:
             _raise_if_exhausted(self._tree.root, error)
             return None
-        if self._is(os.fstat(fd), stamp):
+        status = os.fstat(fd)
+        if stamp_of(status) == stamp and self._tree.is_open_to_all(status, _place_of(fd)):
             return fd
         os.close(fd)
         return None
-
-    def _is(self, status: os.stat_result, stamp: tuple[int, ...]) -> bool:
-        return self._tree.is_open_to_all(status) and stamp_of(status) == stamp
 
     def _enter(self, folders: list[str]) -> int | None:
         shared = 0
@@ -368,6 +431,11 @@ def _batches(rows: Rows, length: Rows) -> list[Rows]:
     by_files = np.arange(len(rows)) // BATCH_FILES
     cuts = np.flatnonzero((np.diff(by_bytes) > 0) | (np.diff(by_files) > 0)) + 1
     return [part.astype(np.int64) for part in np.split(rows, cuts)]
+
+
+def _place_of(fd: int) -> str:
+    """Return a path of an open file or folder, whatever its names are by now."""
+    return f"/proc/self/fd/{fd}"
 
 
 def _raise_if_exhausted(root: Path, error: OSError) -> None:

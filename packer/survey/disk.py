@@ -28,7 +28,17 @@ NBD_SCHEMES = ("nbd://", "nbd+unix://")
 CONTAINERS = ("raw", "qcow2", *references.CONTAINERS)
 
 _EXTENT_START_BYTES = 512
-_Reply = TypeVar("_Reply", wire.ContainerReply, wire.TableReply, wire.VolumeReply)
+_Reply = TypeVar(
+    "_Reply",
+    wire.ContainerReply,
+    wire.TableReply,
+    wire.VolumeReply,
+    wire.ProgramsReply,
+    wire.SmallFilesReply,
+    wire.HiveReply,
+    wire.CatalogsReply,
+    wire.ManifestsReply,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,13 +28,15 @@ class Guess:
 
     note: for people. quiet: whether it is small and meant to be carried whole, so that nobody
     needs to be warned. claims: whether a file system that is found there as well cannot be
-    trusted (a member of a RAID 0 begins like the file system of the whole array).
+    trusted (a member of a RAID 0 begins like the file system of the whole array). certain: whether
+    no file system that is found there means anything.
     """
 
     name: str
     note: str
     quiet: bool = False
     claims: bool = True
+    certain: bool = False
 
 
 _KIB = 1024
@@ -52,7 +54,6 @@ MAGICS = (
     Magic(0x618, b"LVM2 001", "LVM physical volume"),  # lvm.c, sector 3
     Magic(0, b"\xfc\x4e\x2b\xa9", _RAID),  # linux_raid.c, MD_SB_MAGIC, version 1.1
     Magic(4 * _KIB, b"\xfc\x4e\x2b\xa9", _RAID),  # version 1.2
-    Magic(3, b"NTFS    ", "NTFS"),  # ntfs.c
     Magic(3, b"EXFAT   ", "exFAT"),  # exfat.c
     Magic(0, b"\0\0\0ReFS\0", "ReFS"),  # refs.c
     Magic(0, b"XFSB", "XFS"),  # xfs.c
@@ -114,6 +115,15 @@ QUIET_TYPES = {
     "41": "PReP boot partition",
 }
 
+SPREAD_TYPES = {
+    # Microsoft, "PARTITION_INFORMATION_GPT structure" (winioctl.h); "Disk Partition Types" (42).
+    # What such a partition holds may be a stripe, or begin in the middle of a file system.
+    "42": "dynamic disk (LDM)",
+    "5808c8aa-7e8f-42e0-85d2-e1e90434cfb3": "database of a dynamic disk (LDM)",
+    "af9b60a0-1431-4f62-bc68-3311714a69ad": "dynamic disk (LDM)",
+    "e75caf8f-f680-4cee-afa3-b001e56efc2d": "Storage Spaces",
+}
+
 _PREFIX_BYTES = _ZFS_RING + _ZFS_SLOTS * _KIB
 
 
@@ -122,6 +132,9 @@ def recognise(source: Source, partition_type: str) -> Guess | None:
 
     Raises FormatError when it cannot be read.
     """
+    if partition_type in SPREAD_TYPES:
+        name = SPREAD_TYPES[partition_type]
+        return Guess(name, f"{name}: no reader for it", certain=True)
     start = source.pread(0, min(source.size, _PREFIX_BYTES))
     for one in MAGICS:
         if _has(source, start, one):

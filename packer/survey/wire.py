@@ -7,6 +7,8 @@ mean for the disk at hand is checked by `packer.survey.believe`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import msgspec
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from formats.container.flat import FlatDisk
 from formats.container.raw import SECTOR_BYTES, open_raw
 from formats.ranges import Ranges
-from formats.source import FileSource, Source
+from formats.source import FileSource, Runs, Source
 from packer.columns import Column, PackedColumn, decode_column, encode_column
 from packer.errors import InputError
 from packer.survey.limits import Limits
@@ -93,7 +95,68 @@ class ReadVolume(msgspec.Struct, frozen=True, array_like=True, tag="volume"):
     end: int
 
 
-Request = ReadContainer | ReadTable | ReadVolume
+class FileRuns(msgspec.Struct, frozen=True, array_like=True):
+    """Files of a disk: columns (file, 1 + offset on the disk or 0 for zeros, length in bytes).
+
+    The rows of a file follow each other, and it has no gaps. count: files; one may have no row.
+    """
+
+    count: int
+    runs: Table
+
+
+class ReadPrograms(msgspec.Struct, frozen=True, array_like=True, tag="programs"):
+    """Look at Windows programs. Answer: ProgramsReply. with_signers: also at their signatures."""
+
+    opening: Opening
+    files: FileRuns
+    with_signers: bool
+
+
+class ReadSmallFiles(msgspec.Struct, frozen=True, array_like=True, tag="small files"):
+    """Read files that lie within the metadata of an NTFS volume. Answer: SmallFilesReply."""
+
+    opening: Opening
+    start: int
+    end: int
+    paths: list[str]
+
+
+class ReadHive(msgspec.Struct, frozen=True, array_like=True, tag="hive"):
+    """Read keys of a registry hive. Answer: HiveReply.
+
+    files: the hive, then its logs. wanted: (path, depth, values) of formats.windows.hive_query.
+    """
+
+    opening: Opening
+    files: FileRuns
+    wanted: list[tuple[str, int, list[str] | None]]
+
+
+class ReadCatalogs(msgspec.Struct, frozen=True, array_like=True, tag="catalogs"):
+    """Read security catalogs. Answer: CatalogsReply."""
+
+    opening: Opening
+    files: FileRuns
+
+
+class ReadManifests(msgspec.Struct, frozen=True, array_like=True, tag="manifests"):
+    """Read component manifests. Answer: ManifestsReply."""
+
+    opening: Opening
+    files: FileRuns
+
+
+Request = (
+    ReadContainer
+    | ReadTable
+    | ReadVolume
+    | ReadPrograms
+    | ReadSmallFiles
+    | ReadHive
+    | ReadCatalogs
+    | ReadManifests
+)
 
 
 class Order(msgspec.Struct, frozen=True, array_like=True):
@@ -176,8 +239,92 @@ class VolumeReply(msgspec.Struct, frozen=True, array_like=True, tag="volume"):
     unread: list[str]
 
 
-Reply = Failure | ContainerReply | TableReply | VolumeReply
-_Expected = TypeVar("_Expected", ContainerReply, TableReply, VolumeReply)
+class ProgramsReply(msgspec.Struct, frozen=True, array_like=True, tag="programs"):
+    """What was asked for, a row for each program; see packer.survey.programs.
+
+    numbers: machine, timestamp, size of the image, subsystem, 1 + row in `signers` (0: none).
+    needs: program, kind, row in `modules`; sorted by program. signers: (organization, common name).
+    errors: what could not be read of each program, "" for nothing.
+    """
+
+    numbers: Table
+    needs: Table
+    modules: list[str]
+    signers: list[tuple[str, str]]
+    errors: list[str]
+
+
+class SmallFilesReply(msgspec.Struct, frozen=True, array_like=True, tag="small files"):
+    """files: (path as it was asked for, contents) of each that is such a file."""
+
+    files: list[tuple[str, bytes]]
+
+
+class HiveReply(msgspec.Struct, frozen=True, array_like=True, tag="hive"):
+    """See formats.windows.hive_query.View.
+
+    keys: paths. values: row in `keys`, type, size in bytes; sorted by key. names: of each value.
+    data: of all values, one after the other.
+    """
+
+    state: str
+    done: list[str]
+    warnings: list[str]
+    keys: list[str]
+    values: Table
+    names: list[str]
+    data: bytes
+
+
+class CatalogsReply(msgspec.Struct, frozen=True, array_like=True, tag="catalogs"):
+    """A row for each catalog; see packer.survey.records.
+
+    numbers: 1 + row in `signers` (0: none), SHA-1 digests, SHA-256 digests. sha1, sha256: of all
+    catalogs, one after the other. signers: (organization, common name). errors: "" for none.
+    """
+
+    numbers: Table
+    sha1: bytes
+    sha256: bytes
+    signers: list[tuple[str, str]]
+    errors: list[str]
+
+
+class ManifestsReply(msgspec.Struct, frozen=True, array_like=True, tag="manifests"):
+    """A row for each digest of each file; see packer.survey.records.
+
+    numbers: row of the manifest, bytes of the digest. names: of the files, joined by NUL.
+    digests: one after the other. errors: of each manifest, "" for none.
+    """
+
+    numbers: Table
+    names: bytes
+    digests: bytes
+    errors: list[str]
+
+
+Reply = (
+    Failure
+    | ContainerReply
+    | TableReply
+    | VolumeReply
+    | ProgramsReply
+    | SmallFilesReply
+    | HiveReply
+    | CatalogsReply
+    | ManifestsReply
+)
+_Expected = TypeVar(
+    "_Expected",
+    ContainerReply,
+    TableReply,
+    VolumeReply,
+    ProgramsReply,
+    SmallFilesReply,
+    HiveReply,
+    CatalogsReply,
+    ManifestsReply,
+)
 
 _ORDERS = msgspec.msgpack.Decoder(Order)
 _REPLIES = msgspec.msgpack.Decoder(Reply)
@@ -263,6 +410,27 @@ def unpack_ranges(table: Table, what: str, size: int) -> Ranges:
     if int(ranges[-1, 1]) > size:
         raise MalformedError(f"{what}: a range ends at {int(ranges[-1, 1])}, the volume at {size}")
     return ranges
+
+
+def pack_files(files: Sequence[NDArray[np.int64]]) -> FileRuns:
+    """Return files, each as the runs that make it one (see formats.source.Runs)."""
+    rows = [
+        np.stack([np.full(len(runs), number), runs[:, 1] + 1, runs[:, 2]], axis=1)
+        for number, runs in enumerate(files)
+    ]
+    return FileRuns(len(files), pack_table(np.concatenate([np.empty((0, 3), np.int64), *rows])))
+
+
+def open_files(files: FileRuns, disk: Source) -> list[Runs]:
+    """Return the files of a disk that the parent asks about."""
+    rows = unpack_table(files.runs, "files", 3)
+    bounds = np.searchsorted(rows[:, 0], np.arange(files.count + 1))
+    return [Runs(disk, _runs(rows[low:high])) for low, high in pairwise(bounds.tolist())]
+
+
+def _runs(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    starts = np.cumsum(rows[:, 2]) - rows[:, 2]
+    return np.stack([starts, rows[:, 1] - 1, rows[:, 2]], axis=1)
 
 
 def pack_texts(texts: list[str]) -> bytes:

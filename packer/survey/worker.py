@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 
 from formats.container.qcow2 import BackingRequired, Qcow2
 from formats.errors import FormatError
-from formats.filesystem import ext, fat, swap
+from formats.filesystem import ext, fat, ntfs, swap
 from formats.filesystem.model import FileSystem
+from formats.filesystem.ntfs.small import read_small_files
 from formats.source import Source, Window
 from formats.volume.model import Partition, PartitionTable
 from formats.volume.table import read_table
 from packer.columns import encode_column
 from packer.errors import InputError
-from packer.survey import wire
+from packer.survey import hive_reader, program_reader, record_reader, wire
 from packer.survey.child import EXIT_OUT_OF_MEMORY
 from packer.survey.limits import limit_this_process, parent_is_gone
 from packer.survey.recognise import label_of, recognise
@@ -47,6 +48,7 @@ READERS: tuple[Reader, ...] = (
     Reader("ext", ext.probe, ext.read),
     Reader("swap", swap.probe, swap.read),
     Reader("FAT", fat.probe, fat.read),
+    Reader("NTFS", ntfs.probe, ntfs.read),
 )
 
 
@@ -76,6 +78,16 @@ def _answer(request: wire.Request) -> wire.Reply:
         source = wire.open_source(request.opening)
         if isinstance(request, wire.ReadTable):
             return _read_table(source)
+        if isinstance(request, wire.ReadPrograms):
+            return program_reader.answer(request, source)
+        if isinstance(request, wire.ReadHive):
+            return hive_reader.answer(request, source)
+        if isinstance(request, wire.ReadCatalogs):
+            return record_reader.answer_catalogs(request, source)
+        if isinstance(request, wire.ReadManifests):
+            return record_reader.answer_manifests(request, source)
+        if isinstance(request, wire.ReadSmallFiles):
+            return _read_small_files(request, source)
         return _read_volume(request, source)
     except NbdError as error:
         return wire.Failure(_printable(str(error)), by_server=True)
@@ -149,6 +161,8 @@ def _judge(volume: Source, partition_type: str) -> tuple[str, str, bool]:
     """Return (reader, note, quiet): a reader only if nothing else claims the volume."""
     able = [one.name for one in READERS if one.probe(volume)]
     guess = recognise(volume, partition_type)
+    if guess and guess.certain:
+        return "", guess.note, guess.quiet
     claims = able + ([guess.name] if guess and guess.claims else [])
     if len(claims) > 1:
         return "", f"signs of {' and '.join(claims)}: one of them is stale", False
@@ -196,6 +210,11 @@ def _read_volume(request: wire.ReadVolume, source: Source) -> wire.VolumeReply:
         wire.pack_texts([target for _, target in links]),
         unread,
     )
+
+
+def _read_small_files(request: wire.ReadSmallFiles, source: Source) -> wire.SmallFilesReply:
+    window = Window(source, request.start, request.end - request.start)
+    return wire.SmallFilesReply(list(dict(read_small_files(window, request.paths)).items()))
 
 
 def _columns(*columns: NDArray[np.integer]) -> wire.Table:

@@ -40,7 +40,7 @@ from packer.transport.response import (
     visible,
 )
 
-__all__ = ["Client", "ForbiddenError", "NotFoundError", "TransportError"]
+__all__ = ["Client", "ForbiddenError", "NotFoundError", "OtherSizeError", "TransportError"]
 
 ATTEMPTS = 5
 PROGRESS_BYTES = 1 << 16
@@ -52,6 +52,10 @@ TIMEOUT_SECONDS = (10.0, 30.0)
 
 Found = tuple[int, bytes]
 """(row of what was asked for, its bytes)."""
+
+
+class OtherSizeError(TransportError):
+    """A file has another size than it should have: it is another file."""
 
 
 class Client:
@@ -120,6 +124,20 @@ class Client:
                 if len(data) > max_bytes:
                     raise TransportError(f"{visible(url)}: longer than {max_bytes} bytes")
         return bytes(data)
+
+    def get_file(self, url: str, size: int) -> Generator[bytes, None, None]:
+        """Yield a whole file of exactly `size` bytes as it arrives.
+
+        Raises OtherSizeError before anything is yielded where the server says how large it is,
+        NotFoundError, TransportError; what was yielded before stands.
+        """
+        with self._call() as call:
+            body = self._open(url, 0, None, call)
+            if body.total not in (None, size):
+                call.closed(body)
+                raise OtherSizeError(f"{visible(url)}: expected {size} bytes, found {body.total}")
+            with closing(self._stream(url, 0, size, call, body)) as chunks:
+                yield from chunks
 
     def get_ranges(
         self, url: str, ranges: Sequence[tuple[int, int]]

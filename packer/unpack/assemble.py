@@ -22,7 +22,7 @@ from packer.artifact.contents import BLOCK_BYTES
 from packer.artifact.map import Kind, Map
 from packer.clone import CLONE_UNIT_BYTES
 from packer.progress import Advance, Progress
-from packer.sources.base import Bytes, FileRange, Piece, Source, SourceError
+from packer.sources.base import Bytes, FileRange, Piece, Source, SourceError, is_sequential
 from packer.sources.store import Store
 from packer.unpack.output import Target
 from packer.unpack.places import Places
@@ -103,7 +103,7 @@ class Assembler:
             except SourceError as error:
                 complaints.append(str(error))
 
-        if source.local:
+        if source.local and not is_sequential(source):
             self._each_chunk(rows, take)
         else:
             self._place_ahead(source, rows, proven, complaints)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
 
 from packer.artifact.hints import Hints, Package, decode_hints, encode_hints
+from packer.artifact.programs import Programs
 from packer.columns import encode_column
 from packer.errors import InputError
 
@@ -92,3 +94,67 @@ def test_every_flipped_byte_is_an_error_or_other_legal_hints() -> None:
         assert all(path.startswith("/") for path in found.path)
         assert len(found.content) == len(found.path)
         assert (found.content < 5).all()
+
+
+# --- programs ---
+
+
+def column(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int64)
+
+
+def with_programs() -> Hints:
+    programs = Programs(
+        column(0, 4), column(0xFFFF_FFFF, 0x5D69A3D8), column(0x1F4000, 0xFFFF_FFFF)
+    )
+    return replace(hints(), programs=programs)
+
+
+def test_programs_come_back_as_they_were() -> None:
+    data = encode_hints(with_programs())
+    found = decode_hints(data, 5).programs
+    assert found.content.tolist() == [0, 4]
+    assert found.of(4) == (0x5D69A3D8, 0xFFFF_FFFF)
+    assert found.of(1) is None
+    assert found.of(5) is None
+    assert encode_hints(decode_hints(data, 5)) == data
+
+
+def test_hints_without_programs_do_not_mention_them() -> None:
+    assert "programs" not in msgspec.msgpack.decode(encode_hints(hints()))
+    assert decode_hints(encode_hints(hints()), 5).programs.of(0) is None
+
+
+def test_what_is_said_of_some_contents_keeps_their_programs() -> None:
+    some = with_programs().only(column(1, 4))
+    assert some.content.tolist() == [0, 1]
+    assert some.programs.content.tolist() == [1]
+    assert some.programs.of(1) == (0x5D69A3D8, 0xFFFF_FFFF)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"content_step": encode_column(column(0, 4))}, "past the last content"),
+        ({"content_step": encode_column(column(0, 1 << 62))}, "content_step: out of bounds"),
+        ({"content_step": encode_column(column())}, "0 rows for 5 contents"),
+        ({"content_step": encode_column(column(*bytes(6)))}, "6 rows for 5 contents"),
+        ({"content_step": (0, 1 << 60, b"")}, "rows for 5 contents"),
+        ({"content_step": (0, -1, b"")}, "-1 rows"),
+        ({"timestamp": encode_column(column(1, 1 << 32))}, "timestamp: more than 32 bits"),
+        ({"size_of_image": encode_column(column(1))}, "size_of_image: expected 2 rows, found 1"),
+        ({"size_of_image": encode_column(column(1 << 32, 1))}, "size_of_image: more than 32 bits"),
+    ],
+)
+def test_programs_that_break_a_rule_are_named_with_it(table: dict[str, object], words: str) -> None:
+    whole = msgspec.msgpack.decode(encode_hints(with_programs()))
+    changed = msgspec.msgpack.encode(whole | {"programs": whole["programs"] | table})
+    with pytest.raises(InputError, match=words):
+        decode_hints(changed, 5)
+
+
+def test_half_a_table_of_programs_is_no_table() -> None:
+    whole = msgspec.msgpack.decode(encode_hints(with_programs()))
+    del whole["programs"]["timestamp"]
+    with pytest.raises(InputError, match="timestamp"):
+        decode_hints(msgspec.msgpack.encode(whole), 5)

@@ -9,16 +9,28 @@ from pathlib import Path
 
 import numpy as np
 
+from formats.errors import FormatError
 from formats.filesystem.model import DATA, plain
 from formats.ranges import empty_ranges
 from formats.source import Memory, Source
+from formats.windows.hive_query import View, Wanted
+from packer.errors import InputError
+from packer.guest.judge import judge
+from packer.guest.model import Judgement
 from packer.guest.tree import Tree
+from packer.survey import hive_reader, program_reader, record_reader, wire
 from packer.survey.disk import open_disk
+from packer.survey.hives import believe_hive
 from packer.survey.model import Survey, Volume
+from packer.survey.programs import Program, believe_programs
+from packer.survey.records import Catalog, Manifest, believe_catalogs, believe_manifests
+from packer.survey.runs import runs_of
 from packer.survey.survey import survey
 from tests.host import run
 
 MIB = 1 << 20
+NO_OPENING = wire.PlainFile(-1)
+"""For requests that are answered in this process, from a source."""
 
 ROOT_UUID = "0a0a0a0a-1111-2222-3333-444444444444"
 LINUX, ESP, SWAP, BIOS_BOOT = (
@@ -101,6 +113,64 @@ def surveyed(image: Path) -> tuple[Survey, Source]:
 def tree_of(image: Path) -> Tree:
     """Survey a disk as the tool does, and open the guest's tree on it."""
     return Tree(*surveyed(image))
+
+
+class DirectExaminer:
+    """Reads hives and programs in this process, with what the tool has children run."""
+
+    def __init__(
+        self, survey: Survey, source: Source, small: Mapping[str, bytes] | None = None
+    ) -> None:
+        """small: files that lie within the metadata of every volume, by path in lower case."""
+        self.survey = survey
+        self.source = source
+        self.small = small or {}
+
+    def hive(self, primary: int, logs: Sequence[int], wanted: Sequence[Wanted]) -> View:
+        asked = [
+            (one.path, one.depth, None if one.values is None else list(one.values))
+            for one in wanted
+        ]
+        request = wire.ReadHive(NO_OPENING, self._files([primary, *logs]), asked)
+        try:
+            return believe_hive(hive_reader.answer(request, self.source))
+        except FormatError as error:
+            raise InputError(str(error)) from error
+
+    def programs(self, streams: Sequence[int]) -> list[Program]:
+        return self._programs(streams, with_signers=False)
+
+    def signers(self, streams: Sequence[int]) -> list[tuple[str, str]]:
+        found = self._programs(streams, with_signers=True)
+        return [(one.organization, one.common_name) for one in found]
+
+    def catalogs(self, streams: Sequence[int]) -> list[Catalog]:
+        request = wire.ReadCatalogs(NO_OPENING, self._files(streams))
+        reply = record_reader.answer_catalogs(request, self.source)
+        return believe_catalogs(reply, len(streams))
+
+    def manifests(self, streams: Sequence[int]) -> list[Manifest]:
+        request = wire.ReadManifests(NO_OPENING, self._files(streams))
+        reply = record_reader.answer_manifests(request, self.source)
+        return believe_manifests(reply, len(streams))
+
+    def small_files(self, volume: int, paths: Sequence[str]) -> dict[str, bytes]:
+        assert 0 <= volume < len(self.survey.volumes)
+        return {path: self.small[key] for path in paths if (key := path.casefold()) in self.small}
+
+    def _programs(self, streams: Sequence[int], *, with_signers: bool) -> list[Program]:
+        request = wire.ReadPrograms(NO_OPENING, self._files(streams), with_signers)
+        return believe_programs(program_reader.answer(request, self.source), len(streams))
+
+    def _files(self, streams: Sequence[int]) -> wire.FileRuns:
+        sizes = self.survey.file_size[np.array(streams, dtype=np.int64)].tolist()
+        runs = [runs_of(self.survey, *one) for one in zip(streams, sizes, strict=True)]
+        return wire.pack_files([one for one in runs if one is not None])
+
+
+def judged(survey: Survey, source: Source, **options: bool) -> Judgement:
+    """Judge a guest without children."""
+    return judge(survey, source, DirectExaminer(survey, source), **options)
 
 
 def volume(

@@ -10,23 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.source import Memory
-from packer.guest.judge import judge
 from packer.guest.model import Guest
 from packer.guest.provenance import find_provenance
 from packer.guest.tree import Tree
-from tests.guest.material import guest_in_memory, survey_of_volumes, volume
+from tests.guest.material import guest_in_memory, judged, survey_of_volumes, volume
 
 
 def test_a_disk_that_nobody_can_read_is_kept_whole() -> None:
     survey = survey_of_volumes([volume(1, kind="raw", note="LUKS2: encrypted", state="")])
-    judgement = judge(survey, Memory(bytes(survey.size)))
+    judgement = judged(survey, Memory(bytes(survey.size)))
     assert judgement.guest == Guest()
-    assert (judgement.path, judgement.md5, judgement.packages) == ([], [], ())
+    assert (judgement.path, judgement.expected, judgement.packages) == ([], [], ())
     assert (judgement.dropped, judgement.refusals, judgement.warnings) == ((), (), ())
 
 
 def test_a_linux_without_a_kernel_is_warned_of() -> None:
-    judgement = judge(*guest_in_memory({"/etc/os-release": b"ID=x\n", "/boot/readme": b"x"}))
+    judgement = judged(*guest_in_memory({"/etc/os-release": b"ID=x\n", "/boot/readme": b"x"}))
     assert judgement.guest.id == "x"
     assert judgement.boot.tolist() == [-1, -1]
     assert judgement.warnings[0].startswith("no kernel was found")
@@ -34,7 +33,7 @@ def test_a_linux_without_a_kernel_is_warned_of() -> None:
 
 def test_the_files_of_an_unknown_system_are_all_private() -> None:
     files = {"/Windows/System32/ntoskrnl.exe": b"MZ", "/bootmgr": b"x"}
-    judgement = judge(*guest_in_memory(files))
+    judgement = judged(*guest_in_memory(files))
     assert judgement.guest == Guest()
     assert judgement.path == list(files)
     assert judgement.boot.tolist() == judgement.package.tolist() == [-1, -1]
@@ -79,9 +78,9 @@ READ = (
 @settings(max_examples=200, deadline=None)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(READ, HOSTILE)))
 def test_whatever_a_guests_own_files_say_it_is_judged(files: dict[str, bytes]) -> None:
-    judgement = judge(*guest_in_memory({"/sbin/init": b""} | files, {"/x": "x", "/lib": "/usr"}))
+    judgement = judged(*guest_in_memory({"/sbin/init": b""} | files, {"/x": "x", "/lib": "/usr"}))
     assert judgement.guest.family == "linux"
-    assert len(judgement.md5) == len(files) + 1
+    assert len(judgement.expected) == len(files) + 1
 
 
 @pytest.mark.slow
@@ -102,5 +101,5 @@ def test_600_packages_of_79000_files_are_found_in_less_than_a_second() -> None:
     start = time.process_time()
     found = find_provenance(tree)
     seconds = time.process_time() - start
-    assert sum(md5 is not None for md5 in found.md5) == 600 * 131
+    assert sum(md5 is not None for md5 in found.expected) == 600 * 131
     assert seconds < 1

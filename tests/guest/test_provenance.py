@@ -34,7 +34,7 @@ class Guest:
         return self.provenance.packages[row].name if row >= 0 else ""
 
     def md5_is_right(self, path: str) -> bool | None:
-        expected = self.provenance.md5[self.stream(path)]
+        expected = self.provenance.expected[self.stream(path)]
         if expected is None:
             return None
         return hashlib.md5(self.tree.read(path, 1 << 20)).digest() == expected
@@ -207,4 +207,4 @@ def test_a_damaged_database_costs_stubs_and_nothing_else(
     root = write_tree(tmp_path / "root", {"/etc/os-release": b"ID=debian\n"} | files, {})
     found = find_provenance(tree_of(ext4(tmp_path / "disk.raw", root)))
     assert len(found.packages) <= packages
-    assert all(md5 is None for md5 in found.md5)
+    assert all(md5 is None for md5 in found.expected)

@@ -18,7 +18,7 @@ from packer.guest.judge import judge
 from packer.guest.model import Judgement
 from packer.guest.tree import Tree
 from packer.survey.model import Survey
-from tests.guest.material import surveyed
+from tests.guest.material import DirectExaminer, surveyed
 from tests.host import ROOT, run
 
 pytestmark = [pytest.mark.guest, *ROOT]
@@ -61,7 +61,7 @@ def judged(
     mount.mkdir()
     run("mount", "-o", options, image, mount)
     try:
-        yield Judged(survey, root, judge(survey, source), mount)
+        yield Judged(survey, root, judge(survey, source, DirectExaminer(survey, source)), mount)
     finally:
         run("umount", mount)
         image.unlink()
@@ -100,7 +100,7 @@ def test_what_md5sum_finds_unchanged_is_what_we_call_a_packages(judged: Judged) 
     theirs = {(judged.mount / os.fsdecode(path)).stat().st_ino for path in good}
 
     ours = set()
-    for stream, md5 in enumerate(judged.judgement.md5):
+    for stream, md5 in enumerate(judged.judgement.expected):
         size = int(judged.survey.file_size[stream])
         if md5 is not None:
             data = judged.tree.read_stream(stream, size, "")

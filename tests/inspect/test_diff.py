@@ -186,6 +186,24 @@ def test_a_package_of_another_version_is_listed_without_bytes_of_its_own(tmp_pat
     adds_up(found)
 
 
+def test_each_release_of_windows_has_its_row(tmp_path: Path) -> None:
+    """A Windows has files of hundreds of releases at once, one for each update."""
+    rtm, update = (Package("windows", "Windows", f"10.0.1.{n}", "amd64") for n in (1, 2))
+    signed = Package("windows", "Microsoft", "", "")
+    old = [One(noise(500, 1), Class.SHARED, "/a", 0), One(noise(300, 2), Class.SHARED, "/b", 1)]
+    new = [One(noise(400, 3), Class.SHARED, "/a", 1), One(noise(300, 2), Class.SHARED, "/b", 0)]
+    with (
+        a_pack(tmp_path / "1.vmpack", old, [rtm, signed]) as left,
+        a_pack(tmp_path / "2.vmpack", new, [signed, update]) as right,
+    ):
+        found = diff_packs(left, right, depth=2)
+    assert [(row.what, row.change) for row in found.packages] == [
+        ("Windows 10.0.1.1:amd64", "removed 10.0.1.1"),
+        ("Windows 10.0.1.2:amd64", "added 10.0.1.2"),
+    ]
+    adds_up(found)
+
+
 def test_a_content_of_a_package_and_of_somebody_else_is_the_packages(tmp_path: Path) -> None:
     data = [noise(500, 1)]
     places = [(0, "/a/copy", -1), (0, "/usr/bin/bash", 0)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from packer.artifact.contents import Class
-from packer.inspect.files import FOLDERS_SHOWN, largest_folders, sum_up_boot_set
+from packer.inspect.files import FOLDERS_SHOWN, BootFile, largest_folders, sum_up_boot_set
 from tests.artifact.make import contents_of
 from tests.artifact.real_packs import hints_of, no_hints
 from tests.pack.surveys import BLOCK, File
@@ -20,7 +20,9 @@ def boot_disk() -> Drawn:
         File(BLOCK, [(0, 4 * BLOCK, BLOCK)], ["/home/me"]),
     ]
     drawn = Drawn(filled(9, 1, 2, 3, 4), files)
-    drawn.judgement = replace(drawn.judgement, boot_reasons=("kernel", "initramfs"))
+    drawn.judgement = replace(
+        drawn.judgement, boot_reasons=("kernel", "initramfs"), boot_rules={0: "named: by a test"}
+    )
     return drawn
 
 
@@ -28,7 +30,11 @@ def test_the_boot_set_is_summed_up_by_reason_with_every_file_once() -> None:
     drawn = boot_disk()
     metadata, kernel, initramfs = sum_up_boot_set(drawn.survey, drawn.judgement, drawn.map)
     assert (kernel.reason, kernel.files, kernel.size_bytes) == ("kernel", 2, 6000)
-    assert kernel.paths == (("/boot/old", 2000), ("/boot/vmlinuz", 4000))
+    assert kernel.paths == (
+        BootFile("/boot/old", 2000, ""),
+        BootFile("/boot/vmlinuz", 4000, "named: by a test"),
+    )
+    assert kernel.rules == (("named", 1),)
     assert (initramfs.reason, initramfs.files, initramfs.size_bytes) == ("initramfs", 1, 3000)
     assert (metadata.files, metadata.size_bytes) == (0, BLOCK)
 

@@ -18,8 +18,12 @@ from tests.unpack.simulated import CLASSES, DATA
 PACKAGES = (
     Package("dpkg", "bash", "5.2", "amd64", filename="pool/bash.deb"),
     Package("dpkg", "old", "1", "all"),
+    Package("windows", "Windows", "10.0.1.2", "amd64"),
 )
-PLACES = [(1, "/etc/secret", -1), (2, "/usr/bin/bash", 0), (3, "/usr/share/old", 1)]
+PLACES = [
+    *((1, "/etc/secret", -1), (2, "/usr/bin/bash", 0), (3, "/usr/share/old", 1)),
+    (4, "/Windows/notepad.exe", 2),
+]
 
 
 def full_pack(folder: Path) -> OpenedPack:
@@ -65,6 +69,7 @@ def test_the_stubs_of_a_copy_say_what_they_are_and_who_can_supply_them(tmp_path:
     assert by_path["/etc/secret"] == Stub("/etc/secret", contents.name(1), 40_000, elsewhere)
     assert by_path["/usr/bin/bash"].where == "package bash 5.2 (amd64), pool/bash.deb"
     assert by_path["/usr/share/old"].where == "package old 1 (all)"
+    assert by_path["/Windows/notepad.exe"].where == "Windows 10.0.1.2 amd64"
     assert by_path["(file-system metadata)"].where == elsewhere
     pack.close()
     copy.close()

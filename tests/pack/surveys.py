@@ -11,6 +11,7 @@ from formats.filesystem.model import DATA, plain
 from formats.ranges import Ranges, as_ranges
 from formats.source import Memory
 from packer.artifact.hints import Package
+from packer.guest.expected import Expected
 from packer.guest.model import Guest, Judgement
 from packer.pack.cut import Cut
 from packer.survey.model import Survey, Volume
@@ -26,7 +27,7 @@ class File:
     extents: list[tuple[int, ...]]
     names: list[str] = field(default_factory=list)
     package: int = -1
-    md5: bytes | None = None
+    expected: Expected | None = None
     boot: int = -1
     volume: int = 0
     valid: int | None = None
@@ -111,8 +112,10 @@ def judgement_of(files: Sequence[File], packages: Sequence[Package] = ()) -> Jud
         boot=np.array([file.boot for file in files], dtype=np.int64),
         boot_reasons=("for a test",),
         package=np.array([file.package for file in files], dtype=np.int64),
-        md5=[file.md5 for file in files],
+        expected=[file.expected for file in files],
         packages=tuple(packages),
+        origin=np.full(len(files), -1, dtype=np.int64),
+        origins=(),
         dropped=(),
         refusals=(),
         warnings=(),

@@ -22,12 +22,21 @@ from packer.artifact.layout.open import open_layout
 from packer.artifact.opened import OpenedPack
 from packer.cli.main import main
 from packer.errors import Error, InputError, InUseError, UsageError
-from packer.guest.tree import runs_of
 from packer.pack.clean import open_cleaned
-from packer.pack.clean_rules import DEFAULT, GROUPS, Group, Rule, Stat, parse_request, select
+from packer.pack.clean_rules import (
+    DEFAULT,
+    GROUPS,
+    Group,
+    Rule,
+    Stat,
+    for_windows,
+    parse_request,
+    select,
+)
 from packer.pack.pack import PackOptions, PackReport, pack
 from packer.progress import Silent
 from packer.survey.model import Survey
+from packer.survey.runs import runs_of
 from packer.unpack.unpack import unpack
 from tests.guest.material import LINUX, Part, ext4, gpt_disk, surveyed, swap, write_tree
 from tests.host import run
@@ -58,14 +67,14 @@ def test_without_a_word_it_takes_what_comes_back_by_itself() -> None:
 
 def test_groups_and_guest_paths_can_be_mixed() -> None:
     groups = parse_request("logs,/opt/demo//cache/*, default")
-    assert names(groups) == ["logs", "/opt/demo//cache/*", "tmp", "cache"]
+    assert names(groups) == ["logs", "/opt/demo//cache/*", "tmp", "cache", "trash"]
     assert groups[1].rules == (Rule("/opt/demo/cache/*"),)
 
 
 def test_an_unknown_group_names_the_known_ones() -> None:
     with pytest.raises(UsageError) as caught:
-        parse_request("logs,trash")
-    assert "'trash'" in caught.value.message
+        parse_request("logs,rubbish")
+    assert "'rubbish'" in caught.value.message
     assert all(name in caught.value.hint for name in GROUPS)
 
 
@@ -155,6 +164,64 @@ def test_identity_says_what_an_author_has_to_do_about_it(tmp_path: Path) -> None
     assert "ssh-keygen -A" in found.line()
 
 
+def test_the_trash_goes_and_its_folders_stay(tmp_path: Path) -> None:
+    share = "/home/eve/.local/share/Trash"
+    write_tree(tmp_path, {f"{share}/files/a/b": b"1", f"{share}/info/a.trashinfo": b"2"}, {})
+    found = select(Local(tmp_path), GROUPS["trash"])
+    assert sorted(found.trees) == [f"{share}/files/a", f"{share}/info/a.trashinfo"]
+
+
+WINDOWS_FILES = {
+    "/WinNT/TEMP/x/y.tmp": b"1",
+    "/WinNT/SoftwareDistribution/Download/9d/update.cab": b"2",
+    "/WinNT/SoftwareDistribution/DataStore/DataStore.edb": b"keep",
+    "/WinNT/Memory.dmp": b"3",
+    "/WinNT/Minidump/1.dmp": b"4",
+    "/WinNT/Installer/a.msi": b"keep",
+    "/WinNT/System32/WinEvt/Logs/System.evtx": b"5",
+    "/users/Eve/AppData/Local/Temp/a b.tmp": b"6",
+    "/users/Eve/AppData/Local/keep.txt": b"keep",
+    "/$RECYCLE.BIN/S-1-5-21/$RABC/letter.doc": b"7",
+    "/$RECYCLE.BIN/S-1-5-21/$IABC": b"8",
+    "/$RECYCLE.BIN/S-1-5-21/desktop.ini": b"keep",
+    "/RECYCLER/S-1-5-21/Dc1.doc": b"9",
+    "/tmp/x": b"keep",
+    "/var/log/x": b"keep",
+    "/Windows/Temp/x": b"keep",  # of another Windows
+}
+
+
+def taken_from_windows(tmp_path: Path, what: str) -> set[str]:
+    write_tree(tmp_path, WINDOWS_FILES, {})
+    found: set[str] = set()
+    for group in for_windows(parse_request(what), "/winnt"):
+        selection = select(Local(tmp_path), group)
+        assert not selection.emptied
+        gone = tuple(f"{one}/" for one in (*selection.trees, *selection.files))
+        found |= {path for path in WINDOWS_FILES if gone and f"{path}/".startswith(gone)}
+    return found
+
+
+def test_of_a_windows_only_its_own_places_are_cleaned_in_any_case(tmp_path: Path) -> None:
+    kept = {path for path, data in WINDOWS_FILES.items() if data == b"keep"}
+    assert taken_from_windows(tmp_path, "default") == WINDOWS_FILES.keys() - kept
+
+
+def test_paths_of_a_windows_are_the_same_in_upper_and_lower_case(tmp_path: Path) -> None:
+    assert taken_from_windows(tmp_path, "/winnt/installer/*.MSI") == {"/WinNT/Installer/a.msi"}
+
+
+def test_a_folder_with_odd_letters_is_no_pattern() -> None:
+    (group,) = for_windows(parse_request("tmp"), "/win[1]")
+    assert group.rules[0].pattern == "/win[[]1]/Temp/*"
+    assert all(one.folded for one in for_windows(parse_request("default,/x"), "/Windows"))
+
+
+def test_what_is_for_linux_alone_is_refused_for_windows() -> None:
+    with pytest.raises(UsageError, match="identity is for Linux"):
+        for_windows(parse_request("default,identity"), "/Windows")
+
+
 def test_a_guest_without_any_of_it_says_so(tmp_path: Path) -> None:
     assert select(Local(tmp_path), GROUPS["tmp"]).line() == "tmp: nothing found"
 
@@ -197,8 +264,8 @@ def test_an_unknown_group_is_a_usage_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.vmpack"
-    assert main(["pack", "none.raw", "-o", str(out), "--unsigned", "--clean=trash"]) == 2
-    assert "groups: tmp, cache, logs, identity, history" in capfd.readouterr().err
+    assert main(["pack", "none.raw", "-o", str(out), "--unsigned", "--clean=rubbish"]) == 2
+    assert "groups: tmp, cache, logs, trash, identity, history" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -441,10 +508,11 @@ def test_e2fsck_and_debugfs_agree(packed: Packed) -> None:
 @pytest.mark.guest
 @pytest.mark.slow
 def test_the_report_counts_what_went_and_names_the_image(packed: Packed) -> None:
-    tmp, cache, logs, own = packed.report.removed
+    tmp, cache, logs, trash, own = packed.report.removed
     assert tmp == "tmp: 2 files, 300 kB below /tmp"
     assert cache.startswith("cache: ")
     assert logs == "logs: 2 files, 600 kB below /var/log (1 of them emptied, not removed)"
+    assert trash == "trash: nothing found"
     assert own == "/opt/demo/*.bin: 1 file, 300 kB"
     assert "overlay" not in " ".join(packed.report.warnings)
 

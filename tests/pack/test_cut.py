@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,6 +201,22 @@ def test_in_a_volume_that_is_not_clean_nothing_of_a_files_blocks_is_unused(state
     assert len(pieces.unused) == 0
     assert (0, 0, BLOCK + 100) in fragments(pieces)
     assert [3 * BLOCK + 100, 8 * BLOCK] in runs(pieces)
+
+
+@pytest.mark.parametrize("part", ["held", "snapshots"])
+def test_beside_snapshots_nothing_of_a_files_blocks_is_unused_until_they_are_dropped(
+    part: str,
+) -> None:
+    """A file may have been longer when the snapshot was made: its blocks are not copied then."""
+    file = File(BLOCK + 100, [(0, 2 * BLOCK, 2 * BLOCK)])
+    source = numbered_disk(8)
+    ranges = np.array([[6 * BLOCK, 7 * BLOCK]])
+    changes: dict[str, Any] = {part: ((0, ranges),)}
+    survey = replace(survey_of(source.size, [file]), **changes)
+    assert len(cut_of(survey, source).unused) == 0
+    dropped = cut(survey, source, ranges)
+    assert dropped.unused.tolist() == [[3 * BLOCK + 100, 4 * BLOCK]]
+    assert dropped.dropped.tolist() == ranges.tolist()
 
 
 def test_free_blocks_are_unused_whatever_they_hold() -> None:

@@ -7,11 +7,16 @@ import hashlib
 import numpy as np
 import pytest
 
+from fixtures.windows.signing import signed as signed_program
 from formats.filesystem.model import UNWRITTEN
 from formats.ranges import empty_ranges
 from formats.source import Memory
+from formats.windows.authenticode import image_digest
+from formats.windows.pe import PortableExecutable
+from packer.guest.expected import Catalogued
 from packer.pack.cut import Cut, cut
 from packer.pack.digest import Digests, FragmentReader, digest_fragments
+from tests.formats.windows.make_pe import SECTION_OFFSET, TIMESTAMP, Form, program
 from tests.pack.surveys import BLOCK, File, numbered_disk, survey_of
 
 MIB = 1 << 20
@@ -26,7 +31,7 @@ def cut_and_hash(
     digests = digest_fragments(
         pieces,
         FragmentReader(pieces, source),
-        [file.md5 for file in files],
+        [file.expected for file in files],
         jobs=jobs,
         progress=told.append,
     )
@@ -96,8 +101,8 @@ def test_the_number_of_threads_does_not_change_a_name() -> None:
 
 def test_a_whole_file_with_the_md5_of_its_package_is_owned() -> None:
     source = numbered_disk(6)
-    good = File(BLOCK, [(0, 2 * BLOCK, BLOCK)], md5=md5(bytes([2]) * BLOCK))
-    changed = File(BLOCK, [(0, 3 * BLOCK, BLOCK)], md5=md5(b"as it was shipped"))
+    good = File(BLOCK, [(0, 2 * BLOCK, BLOCK)], expected=md5(bytes([2]) * BLOCK))
+    changed = File(BLOCK, [(0, 3 * BLOCK, BLOCK)], expected=md5(b"as it was shipped"))
     nobodys = File(BLOCK, [(0, 4 * BLOCK, BLOCK)])
     pieces, digests, _ = cut_and_hash(source, [good, changed, nobodys])
     owned = {int(s): bool(o) for s, o in zip(pieces.stream, digests.owned, strict=True)}
@@ -118,9 +123,76 @@ def test_a_whole_file_with_the_md5_of_its_package_is_owned() -> None:
 )
 def test_no_part_of_a_file_with_holes_is_owned(extents: list[tuple[int, ...]]) -> None:
     """The MD5 speaks of the whole file, so that a part which happens to have it proves nothing."""
-    file = File(6 * BLOCK, extents, md5=md5(bytes([2]) * BLOCK))
+    file = File(6 * BLOCK, extents, expected=md5(bytes([2]) * BLOCK))
     _, digests, _ = cut_and_hash(numbered_disk(6), [file])
     assert not digests.owned.any()
+
+
+def disk_of(*files: bytes) -> tuple[Memory, list[File]]:
+    """A disk with files one after the other, from block 1 on."""
+    disk, found = bytearray(BLOCK), []
+    for data in files:
+        length = -(-len(data) // BLOCK) * BLOCK
+        found.append(File(len(data), [(0, len(disk), length)]))
+        disk += data.ljust(length, b"\0")
+    return Memory(bytes(disk)), found
+
+
+def owned_files(source: Memory, files: list[File]) -> list[bool]:
+    pieces, digests, _ = cut_and_hash(source, files)
+    owned = dict(zip(pieces.stream.tolist(), digests.owned.tolist(), strict=True))
+    return [owned[row] for row in range(len(files))]
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha1", "sha256"])
+@pytest.mark.parametrize("size", [100, 2 * MIB + 5])
+def test_the_length_of_a_digest_tells_its_algorithm(algorithm: str, size: int) -> None:
+    data = bytes(range(250)) * (size // 250) + b"x" * (size % 250)
+    source, (good, bad) = disk_of(data, data + b"!")
+    good.expected = bad.expected = hashlib.new(algorithm, data).digest()
+    assert owned_files(source, [good, bad]) == [True, False]
+
+
+PROGRAM = program(Form(imports=("hal.dll",)))
+
+
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
+def test_catalogs_list_programs_by_what_signatures_cover(algorithm: str) -> None:
+    """So a program that got a signature since then is still the listed one."""
+    signed = signed_program(PROGRAM)
+    changed = bytearray(signed)
+    changed[SECTION_OFFSET] ^= 1
+    source, files = disk_of(PROGRAM, signed, bytes(changed))
+    listed = frozenset(
+        [image_digest(Memory(PROGRAM), PortableExecutable(Memory(PROGRAM)), algorithm)]
+    )
+    for file in files:
+        file.expected = Catalogued(**{algorithm: listed})
+    assert owned_files(source, files) == [True, True, False]
+
+
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
+def test_catalogs_list_other_files_by_all_their_bytes(algorithm: str) -> None:
+    source, files = disk_of(b"[Version]\r\n", b"[Version]\n", b"MZ, but no program")
+    listed = [hashlib.new(algorithm, b"[Version]\r\n").digest()]
+    listed.append(hashlib.new(algorithm, b"MZ, but no program").digest())
+    for file in files:
+        file.expected = Catalogued(**{algorithm: frozenset(listed)})
+    assert owned_files(source, files) == [True, False, True]
+
+
+def test_programs_are_noted_with_what_symbol_servers_know_them_by() -> None:
+    source, files = disk_of(b"no program", PROGRAM, b"MZ" + bytes(5000))
+    pieces = cut(survey_of(source.size, files), source, empty_ranges())
+    reader = FragmentReader(pieces, source)
+    found = [
+        digest_fragments(
+            pieces, reader, [None] * 3, with_programs=wanted, jobs=1, progress=lambda _: None
+        ).programs.tolist()
+        for wanted in (True, False)
+    ]
+    size_of_image = PortableExecutable(Memory(PROGRAM)).size_of_image
+    assert found == [[[pieces.stream.tolist().index(1), TIMESTAMP, size_of_image]], []]
 
 
 def test_a_part_of_a_fragment_can_be_read() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from formats.filesystem.model import STORED
 from formats.ranges import as_ranges, empty_ranges
 from formats.source import Memory
 from packer.artifact.contents import Class
@@ -19,6 +20,7 @@ from packer.pack.digest import Digests, FragmentReader, digest_fragments
 from packer.pack.draw import Drawing, classify, draw, note_hints
 from packer.survey.model import Survey, Volume
 from tests.artifact.test_map import same
+from tests.formats.windows.make_pe import TIMESTAMP, Form, program
 from tests.pack.surveys import BLOCK, File, judgement_of, numbered_disk, survey_of, volume
 from tests.pack.test_digest import md5
 
@@ -43,12 +45,19 @@ class Drawn:
         self.cut: Cut = cut(self.survey, source, as_ranges(dropped or []))
         reader = FragmentReader(self.cut, source)
         self.digests: Digests = digest_fragments(
-            self.cut, reader, self.judgement.md5, jobs=1, progress=lambda _: None
+            self.cut,
+            reader,
+            self.judgement.expected,
+            with_programs=True,
+            jobs=1,
+            progress=lambda _: None,
         )
         classes = classify(self.survey, self.judgement, self.cut, self.digests.owned)
         self.drawing: Drawing = draw(source.size, self.cut, self.digests, classes)
         self.map: Map = self.drawing.map
-        self.hints: Hints = note_hints(self.survey, self.judgement, self.cut, self.drawing)
+        self.hints: Hints = note_hints(
+            self.survey, self.judgement, self.cut, self.drawing, self.digests.programs
+        )
 
     def class_at(self, disk_offset: int) -> Class:
         row = int(np.searchsorted(self.map.end, disk_offset, side="right"))
@@ -115,7 +124,7 @@ def test_a_fragmented_file_is_one_content_with_offsets() -> None:
 
 def test_a_map_that_was_drawn_decodes_to_itself() -> None:
     files = [
-        File(2 * MIB + 77, [(0, 16 * BLOCK, 2 * MIB + BLOCK)], md5=md5(b"")),
+        File(2 * MIB + 77, [(0, 16 * BLOCK, 2 * MIB + BLOCK)], expected=md5(b"")),
         File(3 * BLOCK, [(0, 5 * BLOCK, BLOCK), (BLOCK, 2 * BLOCK, 2 * BLOCK)]),
         one_block(7),
     ]
@@ -168,9 +177,9 @@ def test_any_map_that_is_drawn_decodes_to_itself_and_gives_the_disk(
     [
         ([{}], Class.PRIVATE),
         ([{"boot": 0}], Class.BOOT),
-        ([{"package": 0, "md5": md5(bytes([7]) * BLOCK)}], Class.SHARED),
+        ([{"package": 0, "expected": md5(bytes([7]) * BLOCK)}], Class.SHARED),
         ([{"package": 0}], Class.SHARED),  # a control member: shipped, but no MD5 is recorded
-        ([{"package": 0, "md5": md5(b"changed")}], Class.PRIVATE),
+        ([{"package": 0, "expected": md5(b"changed")}], Class.PRIVATE),
         ([{}, {"boot": 0}], Class.BOOT),
         ([{"package": 0}, {"boot": 0}], Class.BOOT),
         ([{"boot": 0, "package": 0}, {}], Class.BOOT),
@@ -264,6 +273,25 @@ def test_files_with_the_same_bytes_are_all_hints_of_one_content_with_their_packa
     assert drawn.hints.packages == (PACKAGE,)
     assert list(drawn.hints.of(1)) == [0, 1]
     assert list(drawn.hints.of(0)) == []
+
+
+def test_only_a_whole_program_that_lies_there_as_it_is_read_is_noted_as_one() -> None:
+    """In the first block a program; the same one twice, cut short, with a hole behind it."""
+    data = program(Form(imports=("hal.dll",))).ljust(BLOCK, b"\1")
+    disk = Memory(filled(9).data + data * 5 + filled(7).data)
+    files = [one_block(row, names=[f"/{row}.dll"]) for row in range(1, 6)]
+    files[2] = replace(files[2], size=BLOCK - 1)
+    files[3] = replace(files[3], size=3 * BLOCK)
+    files[4] = replace(files[4], valid=BLOCK - 2)
+    drawn = Drawn(disk, files)
+    twice, short = 1, 2
+    found = drawn.hints.programs
+    assert found.content.tolist() == [twice, short]
+    assert found.timestamp.tolist() == [TIMESTAMP] * 2
+    assert decode_hints(encode_hints(drawn.hints), len(drawn.map.contents)).programs.of(twice)
+    stored = replace(drawn.survey, form=np.full(5, STORED, dtype=np.uint8))
+    hints = note_hints(stored, drawn.judgement, drawn.cut, drawn.drawing, drawn.digests.programs)
+    assert hints.programs.content.tolist() == []
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,10 @@ def test_other_packages_are_not_offered(tmp_path: Path) -> None:
         Package("dpkg", "demo", "2.0", "all"),
         Package("dpkg", "demo", "1:1.0", "amd64"),
         Package("dpkg", "../demo", "1:1.0", "all"),
+        Package("windows", "demo", "1:1.0", "all"),
     ):
-        guest.file(f"/{package.version}{package.architecture}", SMALL, guest.package(package))
+        path = f"/{package.manager}{package.version}{package.architecture}"
+        guest.file(path, SMALL, guest.package(package))
     guest.file("/nobody", b"owned by nobody")
     assert len(DebSource(tmp_path).find(guest.wanted(), deep=True).rows) == 0
 

@@ -16,9 +16,12 @@ from packer.errors import Error, InputError, UsageError
 from packer.sources.base import SourceError, Wanted
 from packer.sources.deb import DebSource
 from packer.sources.directory import DirectorySource
+from packer.sources.medium import MediumSource
 from packer.sources.open import SourceOpener, nearest, open_pack, open_packs
 from packer.sources.pack import PackSource
 from packer.sources.store import Store
+from packer.sources.symbol_server import SymbolServer
+from packer.sources.symbols import SymbolFolder
 from tests.artifact.real_packs import no_hints, write_pack
 from tests.round_trip.mirror import mirror as mirror_of
 from tests.transport.servers import serving
@@ -28,6 +31,9 @@ REFUSED = [
     "dir:/etc",
     "disk:/dev/sda",
     "disk:nbd://host/",
+    "medium:/dev/sr0",
+    "symbols:/root/x",
+    "symbols:https://host/x",
     "pack:/root/x",
     "pack:https://host/x",
     "store:",
@@ -74,6 +80,9 @@ def test_each_kind_of_uri_gives_its_source(opener: SourceOpener, tmp_path: Path)
         f"dir:{tmp_path}/tree": DirectorySource,
         f"deb:{tmp_path}/tree": DebSource,
         f"pack:{tmp_path}/a.vmpack": PackSource,
+        f"medium:{tmp_path}/tree": MediumSource,
+        f"symbols:{tmp_path}/tree": SymbolFolder,
+        "symbols:https://host/store": SymbolServer,
     }
     sources, notes = opener.open_all(list(kinds))
     assert notes == []
@@ -83,7 +92,11 @@ def test_each_kind_of_uri_gives_its_source(opener: SourceOpener, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "nonsense", "ftp://host/x", "dir:", "disk:", "deb:", "pack:", "/usr", "DIR:/usr"]
+    "uri",
+    [
+        *("", "nonsense", "ftp://host/x", "/usr", "DIR:/usr"),
+        *("dir:", "disk:", "deb:", "pack:", "medium:", "symbols:"),
+    ],
 )
 def test_what_is_no_source_is_refused_with_the_list_of_kinds(
     opener: SourceOpener, uri: str
@@ -93,7 +106,17 @@ def test_what_is_no_source_is_refused_with_the_list_of_kinds(
     assert "dir:FOLDER" in caught.value.message
 
 
-@pytest.mark.parametrize("uri", ["dir:{}/none", "pack:{}/none", "disk:{}/none", "deb:{}/a.vmpack"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "dir:{}/none",
+        "pack:{}/none",
+        "disk:{}/none",
+        "deb:{}/a.vmpack",
+        "medium:{}/none",
+        "symbols:{}/none",
+    ],
+)
 def test_a_source_that_is_not_there_is_one_clear_error(
     opener: SourceOpener, pack: OpenedPack, tmp_path: Path, uri: str
 ) -> None:

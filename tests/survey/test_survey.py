@@ -214,7 +214,6 @@ def squashfs(folder: Path) -> bytes:
             ),
             "LUKS2: encrypted",
         ),
-        (made_by("mkfs.ntfs", "-q", "-F", "-f"), "NTFS"),
         (formatted_larger(320 * MIB, "mkfs.xfs", "-q", "-f"), "XFS"),
         (formatted_larger(128 * MIB, "mkfs.btrfs", "-q", "-f"), "btrfs"),
         (squashfs, "squashfs"),
