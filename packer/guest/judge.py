@@ -54,7 +54,7 @@ def judge(
     known = _know(survey, source, examiner)
     tree = known.tree
     findings = find_droppable(tree)
-    state = find_state(tree, known.windows)
+    state = find_state(tree, known.windows, drop_snapshots=drop_snapshots)
     copies = find_shadow_copies(tree)
     if not drop_snapshots:
         warn_of(tree, copies)

@@ -20,7 +20,10 @@ _VARIABLES = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Upper bounds for one program. file_bytes: the largest file that it may write."""
+    """Upper bounds for one program. file_bytes: the largest file that it may write.
+
+    How long it may wait for storage is not bounded: whoever reads from it can be interrupted.
+    """
 
     memory_bytes: int = 4 * GIB
     cpu_seconds: int = 3600
@@ -55,7 +58,7 @@ def running(
             _limit(process.pid, bounds)
             yield process
         finally:
-            with suppress(ProcessLookupError):
+            if process.poll() is None:  # once it is reaped, its number may be another's
                 os.killpg(process.pid, signal.SIGKILL)
 
 

@@ -58,7 +58,8 @@ _FOLDER_BYTES = 1 << 16
 
 _DONT_CARE = 1 << 62
 
-_BATCH_BOUNDS = Bounds(cpu_seconds=4 * 3600)
+_LIST_BOUNDS = Bounds(cpu_seconds=600)
+_EXTRACT_CPU_SECONDS = 4 * 3600
 _IMAGES = re.compile(rb"^Image Count: +(\d{1,9})$", re.MULTILINE)
 _NUMBER = re.compile(rb"(\d{1,18}) bytes")
 _SOLID = re.compile(rb"\d+ => \d+ bytes @ offset (\d{1,18})")
@@ -138,9 +139,8 @@ class Wim:
             raise SourceError(f"{folder}: {error.strerror or error}") from error
         command = ["extract", self._path, str(batch[0].image), f"@{folder / 'list'}"]
         command += [f"--dest-dir={folder / 'files'}", "--no-acls", "--no-globs", "--quiet"]
-        bounds = Bounds(
-            cpu_seconds=_BATCH_BOUNDS.cpu_seconds, file_bytes=max(one.size for one in batch)
-        )
+        largest = max(one.size for one in batch)
+        bounds = Bounds(cpu_seconds=_EXTRACT_CPU_SECONDS, file_bytes=largest)
         folders = sum(one.path.count("/") for one in batch)
         most_bytes = sum(one.size for one in batch) + folders * _FOLDER_BYTES + _SLACK_BYTES
         with self._running([*command, *self._references], bounds) as process:
@@ -148,7 +148,7 @@ class Wim:
 
     @contextmanager
     def _running(
-        self, command: Sequence[str], bounds: Bounds = _BATCH_BOUNDS
+        self, command: Sequence[str], bounds: Bounds = _LIST_BOUNDS
     ) -> Iterator[subprocess.Popen[bytes]]:
         """Run the program; raise SourceError with its first complaint when it fails."""
         with tempfile.TemporaryFile() as complaints:

@@ -59,8 +59,7 @@ def find_state(tree: Tree, windows: Windows | None, *, drop_snapshots: bool = Fa
     for path, stream in _page_files(tree, windows) if windows else ():
         _judge_page_file(tree, path, stream, dropped, warnings)
     if not drop_snapshots:
-        held = union(empty_ranges(), *(_volume_range(tree, row) for row in _with_snapshots(tree)))
-        dropped = [one for one in dropped if not total(intersect(one.ranges, held))]
+        dropped = [one for one in dropped if not _may_be_in_snapshots(tree, one)]
     return Findings(tuple(dropped), tuple(refusals), tuple(warnings))
 
 
@@ -132,7 +131,16 @@ def _judge_page_file(
         _drop(tree, stream, name, "pages: a guest that was shut down never reads them", dropped)
 
 
+def _may_be_in_snapshots(tree: Tree, one: Dropped) -> bool:
+    survey = tree.survey
+    rows = {row for row, _ in (*survey.held, *survey.snapshots)}
+    volumes = [survey.volumes[row] for row in rows]
+    return any(volume.start <= int(one.ranges[0, 0]) < volume.end for volume in volumes)
+
+
 def _drop(tree: Tree, stream: int, what: str, reason: str, dropped: list[Dropped]) -> None:
+    if np.count_nonzero(tree.survey.name_stream == stream) > 1:
+        return  # Windows gives these files one name: by another it is somebody's document
     size = int(tree.survey.file_size[stream])
     ranges = ranges_on_disk(tree.survey, stream, np.array([[0, size]], dtype=np.int64))
     if total(ranges):
