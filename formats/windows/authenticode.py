@@ -24,6 +24,9 @@ from formats.windows.pkcs7 import Digest, Signer, parse_digest_info, parse_signe
 MAX_CERTIFICATE_BYTES = 4 << 20
 """A signature takes 5 to 40 kB; page hashes of the largest programs some hundred."""
 
+MAX_CERTIFICATES = 64
+"""Entries of a table; real ones have one, or two with a second algorithm."""
+
 _HEADER = struct.Struct("<IHH")
 # WIN_CERTIFICATE: 0 dwLength, bytes with this header; 4 wRevision; 6 wCertificateType
 _SIGNED_DATA = 2  # WIN_CERT_TYPE_PKCS_SIGNED_DATA
@@ -52,14 +55,16 @@ def read_signature(source: Readable, program: PortableExecutable) -> Signature |
     if table is None:
         return None
     at, end = table
-    while at + _HEADER.size <= end:
+    for _ in range(MAX_CERTIFICATES):
+        if at + _HEADER.size > end:
+            return None
         length, _, kind = _HEADER.unpack(source.pread(at, _HEADER.size))
         if not _HEADER.size <= length <= end - at:
             raise Corrupt("WIN_CERTIFICATE", at, f"{length} bytes")
         if kind == _SIGNED_DATA:
             return _parse(source, at + _HEADER.size, length - _HEADER.size)
         at += -(-length // _ALIGNMENT) * _ALIGNMENT
-    return None
+    raise Unsupported("WIN_CERTIFICATE", at, f"more than {MAX_CERTIFICATES} of them")
 
 
 def image_digest(source: Readable, program: PortableExecutable, algorithm: str) -> bytes:

@@ -27,7 +27,6 @@ from formats.filesystem.libyal import FileObject
 from formats.source import Memory
 
 # Value types; many keys hold types of their own, with the high bits set
-NONE = 0
 SZ = 1
 EXPAND_SZ = 2
 BINARY = 3

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.filesystem.model import DATA
+from formats.ranges import intersect, total, union
 from formats.source import Source
 from packer.artifact.config import Guest
 from packer.guest import linux_boot
 from packer.guest.droppable import find_droppable
 from packer.guest.identify import identify
-from packer.guest.model import Judgement
+from packer.guest.model import Dropped, Judgement
 from packer.guest.provenance import Provenance, find_provenance, no_provenance
 from packer.guest.tree import Tree
 from packer.guest.windows import boot_set as windows_boot
@@ -58,6 +60,7 @@ def judge(
     copies = find_shadow_copies(tree)
     if not drop_snapshots:
         warn_of(tree, copies)
+    files = tuple(one for one in state.dropped if not _hits_boot_set(survey, known.boot, one))
     return Judgement(
         guest=known.guest,
         path=tree.paths,
@@ -69,11 +72,21 @@ def judge(
         packages=known.provenance.packages,
         origin=known.provenance.origin,
         origins=known.provenance.origins,
-        dropped=(*findings.dropped, *state.dropped, *(copies if drop_snapshots else ())),
+        dropped=(*findings.dropped, *files, *(copies if drop_snapshots else ())),
         refusals=(*findings.refusals, *state.refusals),
         errors=known.errors,
         warnings=(*survey.warnings, *tree.warnings, *findings.warnings, *state.warnings),
     )
+
+
+def _hits_boot_set(survey: Survey, boot: NDArray[np.int64], one: Dropped) -> bool:
+    """Return whether a part of what the guest starts from would go: a registry can call any file a
+    page file.
+    """
+    rows = (survey.kind == DATA) & (boot[survey.stream] >= 0)
+    start = survey.disk_offset[rows]
+    needed = union(np.stack([start, start + survey.length[rows]], axis=1))
+    return total(intersect(needed, one.ranges)) > 0
 
 
 def _know(survey: Survey, source: Source, examiner: Examiner) -> _Known:

@@ -141,12 +141,13 @@ def _with_snapshots(survey: Survey, dropped: Ranges) -> list[int]:
 
 
 def _nonzero_blocks(source: Source, kept: Ranges, progress: Progress) -> Ranges:
-    """Return the 4 KiB blocks of the disk that `kept` touches and that hold more than zeros."""
+    """Return the 4 KiB blocks of the disk in which `kept` holds more than zeros."""
     if len(kept) == 0:
         return empty_ranges()
     low = kept[:, 0] // ZERO_UNIT_BYTES * ZERO_UNIT_BYTES
     high = np.minimum(-(-kept[:, 1] // ZERO_UNIT_BYTES) * ZERO_UNIT_BYTES, source.size)
     touched = union(np.stack([low, high], axis=1))
+    others = subtract(touched, kept)
     holding = source.data_ranges(0, source.size)
     found: list[Ranges] = []
     # One read for each MiB that holds kept bytes; what lies between them is read along.
@@ -160,9 +161,29 @@ def _nonzero_blocks(source: Source, kept: Ranges, progress: Progress) -> Ranges:
     with progress.stage("reading", int((ends - starts).sum())) as advance:
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             data = source.pread(start, end - start)
+            data = _without(data, _within(others, start, end))
             found.append(from_bits(_filled(data), ZERO_UNIT_BYTES, start))
             advance(end - start)
     return intersect(union(*found), touched)
+
+
+def _within(ranges: Ranges, start: int, end: int) -> Ranges:
+    """Return what of the ranges lies in [start, end), counted from its start."""
+    first = np.searchsorted(ranges[:, 1], start, side="right")
+    last = np.searchsorted(ranges[:, 0], end, side="left")
+    return np.clip(ranges[first:last], start, end) - start
+
+
+def _without(data: bytes, others: Ranges) -> bytes:
+    """Return the bytes with zeros where they belong to others: noise in unused bytes decides
+    nothing.
+    """
+    if len(others) == 0:
+        return data
+    kept = bytearray(data)
+    for low, high in others.tolist():
+        kept[low:high] = bytes(high - low)
+    return bytes(kept)
 
 
 def _filled(data: bytes) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from formats.filesystem.model import DATA, PLAIN, STORED, UNWRITTEN
 from formats.ranges import Ranges, intersect, overlap_of_sorted, total, union
 from packer.columns import Column
 from packer.survey import wire
+from packer.survey.answers import demand
 from packer.survey.child import clean_text
 from packer.survey.wire import MalformedError, TableReply, VolumeReply, WirePartition
 
@@ -67,13 +68,13 @@ def believe_table(reply: TableReply, disk_size: int) -> TableReply:
 
     Raises MalformedError for partitions that leave the disk or overlap.
     """
-    _demand(reply.kind in _TABLES, f"a table of kind {reply.kind!r}")
-    _demand(_power_of_two(reply.sector_size, 512, _MAX_SECTOR_BYTES), "the sector size")
-    _demand(len(reply.partitions) <= wire.MAX_PARTITIONS, "the number of partitions")
+    demand(reply.kind in _TABLES, f"a table of kind {reply.kind!r}")
+    demand(_power_of_two(reply.sector_size, 512, _MAX_SECTOR_BYTES), "the sector size")
+    demand(len(reply.partitions) <= wire.MAX_PARTITIONS, "the number of partitions")
     partitions = [_believe_partition(one, disk_size) for one in reply.partitions]
     inside = sorted(partitions, key=lambda one: one.start)
     for before, after in pairwise(inside):
-        _demand(before.end <= after.start, f"partitions {before.number} and {after.number} overlap")
+        demand(before.end <= after.start, f"partitions {before.number} and {after.number} overlap")
     return TableReply(
         reply.kind,
         reply.sector_size,
@@ -84,8 +85,8 @@ def believe_table(reply: TableReply, disk_size: int) -> TableReply:
 
 
 def _believe_partition(one: WirePartition, disk_size: int) -> WirePartition:
-    _demand(0 <= one.number <= _MAX_NUMBER, "a partition's number")
-    _demand(0 <= one.start < one.end <= disk_size, f"partition {one.number} leaves the disk")
+    demand(0 <= one.number <= _MAX_NUMBER, "a partition's number")
+    demand(0 <= one.start < one.end <= disk_size, f"partition {one.number} leaves the disk")
     return WirePartition(
         one.number,
         one.start,
@@ -105,14 +106,14 @@ def believe_volume(reply: VolumeReply, volume_size: int) -> VolumeColumns:
 
     Raises MalformedError when it contradicts the volume or itself.
     """
-    _demand(reply.state in _STATES, f"the state {reply.state!r}")
-    _demand(_power_of_two(reply.block_size, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES), "the block size")
+    demand(reply.state in _STATES, f"the state {reply.state!r}")
+    demand(_power_of_two(reply.block_size, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES), "the block size")
     free = wire.unpack_ranges(reply.free, "free", volume_size)
     held = wire.unpack_ranges(reply.held, "held by snapshots", volume_size)
     snapshots = wire.unpack_ranges(reply.snapshots, "snapshots", volume_size)
     dropped = wire.unpack_ranges(reply.dropped, "dropped", volume_size)
     clean = reply.state == "clean"
-    _demand(clean or not len(free) + len(held), "free ranges of a volume that is not clean")
+    demand(clean or not len(free) + len(held), "free ranges of a volume that is not clean")
     inode, file_size, valid_size, form = _stream_columns(reply)
     columns = wire.unpack_columns(reply.extents, "extents", 5)
     _check_extents(file_size, columns, reply.block_size, volume_size)
@@ -127,10 +128,10 @@ def believe_volume(reply: VolumeReply, volume_size: int) -> VolumeColumns:
         ),
     )
     name_stream = wire.unpack_column(reply.name_stream, "names")
-    _demand(_sorted(name_stream), "names are not sorted by stream")
-    _demand(_rows_below(name_stream, len(inode)), "a name belongs to no stream")
+    demand(_sorted(name_stream), "names are not sorted by stream")
+    demand(_rows_below(name_stream, len(inode)), "a name belongs to no stream")
     names = wire.unpack_texts(reply.names, len(name_stream), "names")
-    _demand(all(name.startswith("/") for name in names), "a name does not begin with /")
+    demand(all(name.startswith("/") for name in names), "a name does not begin with /")
     return VolumeColumns(
         _text(reply.kind, "kind"),
         reply.block_size,
@@ -160,8 +161,8 @@ def believe_volume(reply: VolumeReply, volume_size: int) -> VolumeColumns:
 
 def _stream_columns(reply: VolumeReply) -> list[Column]:
     inode, size, valid, form = wire.unpack_columns(reply.streams, "streams", 4)
-    _demand(bool((valid <= size).all()), "more of a file is valid than it has")
-    _demand(bool(np.isin(form, (PLAIN, STORED)).all()), "an unknown form of stream")
+    demand(bool((valid <= size).all()), "more of a file is valid than it has")
+    demand(bool(np.isin(form, (PLAIN, STORED)).all()), "an unknown form of stream")
     return [inode, size, valid, form]
 
 
@@ -171,20 +172,20 @@ def _check_extents(
     stream, file_offset, disk_offset, length, kind = columns
     if len(stream) == 0:
         return
-    _demand(_rows_below(stream, len(file_size)), "an extent belongs to no stream")
-    _demand(_sorted(stream), "extents are not sorted by stream")
-    _demand(bool((length > 0).all()), "an empty extent")
-    _demand(int((disk_offset + length).max()) <= volume_size, "an extent leaves the volume")
-    _demand(bool(np.isin(kind, (DATA, UNWRITTEN)).all()), "an unknown kind of extent")
+    demand(_rows_below(stream, len(file_size)), "an extent belongs to no stream")
+    demand(_sorted(stream), "extents are not sorted by stream")
+    demand(bool((length > 0).all()), "an empty extent")
+    demand(int((disk_offset + length).max()) <= volume_size, "an extent leaves the volume")
+    demand(bool(np.isin(kind, (DATA, UNWRITTEN)).all()), "an unknown kind of extent")
     whole = (file_offset % block_size == 0) & (length % block_size == 0)
-    _demand(bool(whole.all()), "an extent is no whole number of blocks")
+    demand(bool(whole.all()), "an extent is no whole number of blocks")
     same = stream[1:] == stream[:-1]
     clash = same & (file_offset[1:] < file_offset[:-1] + length[:-1])
-    _demand(not clash.any(), "extents of one file overlap or are not sorted")
+    demand(not clash.any(), "extents of one file overlap or are not sorted")
     # What follows the last block of a file is somebody's (fs-verity keeps its tree there).
     last_block_end = -(-file_size[stream] // block_size) * block_size
     past = (file_offset + length > last_block_end) & (kind == DATA)
-    _demand(not past.any(), "data after the last block of a file")
+    demand(not past.any(), "data after the last block of a file")
 
 
 def _check_owners(columns: Sequence[Column], claims: Sequence[tuple[Ranges, str]]) -> None:
@@ -197,14 +198,14 @@ def _check_owners(columns: Sequence[Column], claims: Sequence[tuple[Ranges, str]
         raise MalformedError(f"two files own the byte at {int(extents[clash, 0])} of the volume")
     owned = union(extents)
     for ranges, meaning in claims:
-        _demand(total(intersect(owned, ranges)) == 0, meaning)
+        demand(total(intersect(owned, ranges)) == 0, meaning)
 
 
 def _symlinks(reply: VolumeReply) -> list[tuple[str, str]]:
     count = reply.link_names.count(b"\0") + 1 if reply.link_names else 0
     names = wire.unpack_texts(reply.link_names, count, "symbolic links")
     targets = wire.unpack_texts(reply.link_targets, count, "symbolic links' targets")
-    _demand(all(name.startswith("/") for name in names), "a link's name does not begin with /")
+    demand(all(name.startswith("/") for name in names), "a link's name does not begin with /")
     return list(zip(names, targets, strict=True))
 
 
@@ -221,15 +222,10 @@ def _power_of_two(value: int, least: int, most: int) -> bool:
 
 
 def _text(text: str, what: str, most: int = _MAX_LABEL_CHARACTERS) -> str:
-    _demand(len(text) <= most, f"{what} of {len(text)} characters")
+    demand(len(text) <= most, f"{what} of {len(text)} characters")
     return clean_text(text)
 
 
 def _texts(texts: list[str], what: str) -> list[str]:
-    _demand(len(texts) <= wire.MAX_TEXTS, f"{what}: {len(texts)} of them")
+    demand(len(texts) <= wire.MAX_TEXTS, f"{what}: {len(texts)} of them")
     return [_text(text, what, wire.MAX_TEXT_CHARACTERS) for text in texts]
-
-
-def _demand(fact: bool, otherwise: str) -> None:
-    if not fact:
-        raise MalformedError(otherwise)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from formats.errors import Unsupported
 from formats.source import Runs, Source
 from formats.windows.hive_log import MAX_HIVE_BYTES, MAX_LOG_BYTES
@@ -42,7 +40,7 @@ def _reply(view: View) -> wire.HiveReply:
         _texts(view.done),
         _texts(view.warnings),
         _texts(key.path for key in view.keys),
-        wire.pack_table(np.array(numbers, dtype=np.int64).reshape(-1, 3)),
+        wire.pack_rows(numbers, 3),
         _texts(value.name for _, value in values),
         b"".join(value.data for _, value in values),
     )

@@ -23,6 +23,7 @@ from formats.windows.hive_query import (
 )
 from packer.errors import InputError
 from packer.survey import wire
+from packer.survey.answers import demand, demand_texts
 from packer.survey.child import ChildError, clean_text
 from packer.survey.disk import Disk
 from packer.survey.limits import Limits
@@ -74,19 +75,19 @@ def believe_hive(reply: wire.HiveReply) -> View:
     Raises MalformedError when it contradicts itself or is more than a query may return.
     """
     bounds = Bounds()
-    _demand(reply.state in _STATES, f"the state {reply.state!r}")
-    _demand(len(reply.keys) <= bounds.keys, f"{len(reply.keys)} keys")
-    _demand(len(reply.data) <= bounds.total_bytes, f"{len(reply.data)} bytes of values")
-    _demand(len(set(reply.keys)) == len(reply.keys), "a key twice")
-    keys = _texts(reply.keys, _MAX_PATH_CHARACTERS)
-    names = _texts(reply.names, MAX_VALUE_NAME)
+    demand(reply.state in _STATES, f"the state {reply.state!r}")
+    demand(len(reply.keys) <= bounds.keys, f"{len(reply.keys)} keys")
+    demand(len(reply.data) <= bounds.total_bytes, f"{len(reply.data)} bytes of values")
+    demand(len(set(reply.keys)) == len(reply.keys), "a key twice")
+    keys = demand_texts(reply.keys, _MAX_PATH_CHARACTERS)
+    names = demand_texts(reply.names, MAX_VALUE_NAME)
     row, kind, size = wire.unpack_columns(reply.values, "values", 3)
-    _demand(len(row) == len(names) <= bounds.entries, "not a name for each value")
-    _demand(bool((row[1:] >= row[:-1]).all()), "values are not sorted by key")
-    _demand(not (row >= len(keys)).any(), "a value of no key")
-    _demand(not (kind > _MAX_TYPE).any(), "a type of more than 32 bits")
-    _demand(not (size > bounds.value_bytes).any(), "a value that is too big")
-    _demand(int(size.sum()) == len(reply.data), "not as many bytes as the values have")
+    demand(len(row) == len(names) <= bounds.entries, "not a name for each value")
+    demand(bool((row[1:] >= row[:-1]).all()), "values are not sorted by key")
+    demand(not (row >= len(keys)).any(), "a value of no key")
+    demand(not (kind > _MAX_TYPE).any(), "a type of more than 32 bits")
+    demand(not (size > bounds.value_bytes).any(), "a value that is too big")
+    demand(int(size.sum()) == len(reply.data), "not as many bytes as the values have")
     ends = np.cumsum(size)
     values = [
         Value(name, number, reply.data[end - length : end])
@@ -107,15 +108,5 @@ def believe_hive(reply: wire.HiveReply) -> View:
 
 
 def _sentences(texts: list[str]) -> list[str]:
-    _demand(len(texts) <= 2 * MAX_WARNINGS, f"{len(texts)} sentences")
-    return _texts(texts, 2 * MAX_VALUE_NAME + _MAX_PATH_CHARACTERS)
-
-
-def _texts(texts: list[str], most_characters: int) -> list[str]:
-    _demand(max(map(len, texts), default=0) <= most_characters, "a text that is too long")
-    return [clean_text(text) for text in texts]
-
-
-def _demand(fact: bool, otherwise: str) -> None:
-    if not fact:
-        raise MalformedError(otherwise)
+    demand(len(texts) <= 2 * MAX_WARNINGS, f"{len(texts)} sentences")
+    return demand_texts(texts, 2 * MAX_VALUE_NAME + _MAX_PATH_CHARACTERS)

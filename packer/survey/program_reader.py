@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
-
-import numpy as np
 
 from formats.errors import FormatError
 from formats.source import Readable, Source
@@ -87,8 +85,8 @@ class _Found:
 
     def reply(self) -> wire.ProgramsReply:
         return wire.ProgramsReply(
-            _table(self.numbers, _NUMBERS),
-            _table(self.needs, 3),
+            wire.pack_rows(self.numbers, _NUMBERS),
+            wire.pack_rows(self.needs, 3),
             list(self.modules),
             list(self.signers),
             self.errors,
@@ -97,7 +95,3 @@ class _Found:
 
 def _row(rows: dict[_Row, int], value: _Row) -> int:
     return rows.setdefault(value, len(rows))
-
-
-def _table(rows: Sequence[tuple[int, ...]], columns: int) -> wire.Table:
-    return wire.pack_table(np.array(rows, dtype=np.int64).reshape(-1, columns))

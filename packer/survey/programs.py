@@ -17,6 +17,7 @@ from formats.windows.pe import MAX_MODULE_NAME
 from packer.columns import Column
 from packer.errors import InputError
 from packer.survey import wire
+from packer.survey.answers import demand, demand_signers, demand_texts
 from packer.survey.child import ChildError, clean_text
 from packer.survey.disk import Disk
 from packer.survey.limits import Limits
@@ -26,8 +27,6 @@ from packer.survey.wire import MalformedError
 MAX_PROGRAMS = 1 << 18
 """Of one request; Windows 11 with much installed has 60,000 programs."""
 
-_MAX_MODULES = 1 << 22
-_MAX_SIGNER_CHARACTERS = 256
 _KINDS = (IMPORT, DELAY_IMPORT, FORWARDER)
 _READER = "PE"
 
@@ -92,14 +91,14 @@ def believe_programs(reply: wire.ProgramsReply, count: int) -> list[Program]:
     Raises MalformedError when it contradicts the question or itself.
     """
     numbers = wire.unpack_table(reply.numbers, "programs", 5)
-    _demand(len(numbers) == count and len(reply.errors) == count, "not a row for each program")
-    _demand(not (numbers[:, :4] > 0xFFFF_FFFF).any(), "a header's field of more than 32 bits")
-    _demand(not (numbers[:, 4] > len(reply.signers)).any(), "a signer that is not listed")
-    modules = _texts(reply.modules, _MAX_MODULES, MAX_MODULE_NAME)
-    _demand(not any("/" in name or "\\" in name for name in modules), "a module in a folder")
+    demand(len(numbers) == count and len(reply.errors) == count, "not a row for each program")
+    demand(not (numbers[:, :4] > 0xFFFF_FFFF).any(), "a header's field of more than 32 bits")
+    demand(not (numbers[:, 4] > len(reply.signers)).any(), "a signer that is not listed")
+    modules = demand_texts(reply.modules, MAX_MODULE_NAME)
+    demand(not any("/" in name or "\\" in name for name in modules), "a module in a folder")
     needs = _needs(reply.needs, modules, count)
-    signers = [("", ""), *_signers(reply.signers, count)]
-    errors = _texts(reply.errors, count, wire.MAX_TEXT_CHARACTERS)
+    signers = [("", ""), *demand_signers(reply.signers, count)]
+    errors = demand_texts(reply.errors, wire.MAX_TEXT_CHARACTERS)
     programs: list[Program] = []
     for row, (machine, timestamp, size_of_image, subsystem, signer) in enumerate(numbers.tolist()):
         imports, delay_imports, forwarders = needs[row]
@@ -121,12 +120,6 @@ def believe_programs(reply: wire.ProgramsReply, count: int) -> list[Program]:
     return programs
 
 
-def _signers(signers: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:
-    organizations = _texts([one for one, _ in signers], most, _MAX_SIGNER_CHARACTERS)
-    common_names = _texts([one for _, one in signers], most, _MAX_SIGNER_CHARACTERS)
-    return list(zip(organizations, common_names, strict=True))
-
-
 _Names = tuple[str, ...]
 
 
@@ -135,9 +128,9 @@ def _needs(
 ) -> list[tuple[_Names, _Names, _Names]]:
     """Return (imports, delay imports, forwarders) of each program."""
     program, kind, module = wire.unpack_columns(table, "needs", 3)
-    _demand(bool((program[1:] >= program[:-1]).all()), "needs are not sorted by program")
-    _demand(_below(program, count) and _below(kind, len(_KINDS)), "needs of no program")
-    _demand(_below(module, len(modules)), "a module that is not listed")
+    demand(bool((program[1:] >= program[:-1]).all()), "needs are not sorted by program")
+    demand(_below(program, count) and _below(kind, len(_KINDS)), "needs of no program")
+    demand(_below(module, len(modules)), "a module that is not listed")
     bounds = np.searchsorted(program, np.arange(count + 1)).tolist()
     pairs = list(zip(kind.tolist(), module.tolist(), strict=True))
 
@@ -150,16 +143,5 @@ def _needs(
     ]
 
 
-def _texts(texts: list[str], most: int, most_characters: int) -> list[str]:
-    _demand(len(texts) <= most, f"{len(texts)} texts")
-    _demand(max(map(len, texts), default=0) <= most_characters, "a text that is too long")
-    return [clean_text(text) for text in texts]
-
-
 def _below(column: Column, rows: int) -> bool:
     return len(column) == 0 or int(column.max()) < rows
-
-
-def _demand(fact: bool, otherwise: str) -> None:
-    if not fact:
-        raise MalformedError(otherwise)

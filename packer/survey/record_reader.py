@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from formats.errors import FormatError
 from formats.source import Runs, Source
@@ -23,7 +20,7 @@ def answer_catalogs(request: wire.ReadCatalogs, disk: Source) -> wire.CatalogsRe
     for file in wire.open_files(request.files, disk):
         found.add(file)
     return wire.CatalogsReply(
-        _table(found.numbers, 3),
+        wire.pack_rows(found.numbers, 3),
         bytes(found.sha1),
         bytes(found.sha256),
         list(found.signers),
@@ -37,7 +34,10 @@ def answer_manifests(request: wire.ReadManifests, disk: Source) -> wire.Manifest
     for file in wire.open_files(request.files, disk):
         found.add(file)
     return wire.ManifestsReply(
-        _table(found.numbers, 2), wire.pack_texts(found.names), bytes(found.digests), found.errors
+        wire.pack_rows(found.numbers, 2),
+        wire.pack_texts(found.names),
+        bytes(found.digests),
+        found.errors,
     )
 
 
@@ -103,7 +103,3 @@ class _Manifests:
                 self.numbers.append((number, len(digest.value)))
                 self.names.append(one.name)
                 self.digests += digest.value
-
-
-def _table(rows: Sequence[tuple[int, ...]], columns: int) -> wire.Table:
-    return wire.pack_table(np.array(rows, dtype=np.int64).reshape(-1, columns))

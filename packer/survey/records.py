@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from packer.errors import InputError
 from packer.survey import wire
+from packer.survey.answers import demand, demand_signers, demand_texts
 from packer.survey.child import ChildError, clean_text
 from packer.survey.disk import Disk
 from packer.survey.limits import Limits
@@ -24,7 +25,6 @@ MAX_RECORDS = 1 << 17
 """Of one request; Windows 11 has some 30,000 manifests and 15,000 catalogs."""
 
 SHA1_BYTES, SHA256_BYTES = 20, 32
-_MAX_SIGNER_CHARACTERS = 256
 _MAX_LIST_DIGESTS = 1 << 22
 """Twice what the child begins with: it reads every file that it begins to its end."""
 
@@ -93,13 +93,13 @@ def believe_catalogs(reply: wire.CatalogsReply, count: int) -> list[Catalog]:
     Raises MalformedError when it contradicts the question or itself.
     """
     numbers = wire.unpack_table(reply.numbers, "catalogs", 3)
-    _demand(len(numbers) == count and len(reply.errors) == count, "not a row for each catalog")
-    _demand(not (numbers[:, 0] > len(reply.signers)).any(), "a signer that is not listed")
-    _demand(not (numbers[:, 1:] > _MAX_LIST_DIGESTS).any(), "too many digests")
+    demand(len(numbers) == count and len(reply.errors) == count, "not a row for each catalog")
+    demand(not (numbers[:, 0] > len(reply.signers)).any(), "a signer that is not listed")
+    demand(not (numbers[:, 1:] > _MAX_LIST_DIGESTS).any(), "too many digests")
     sha1 = _cut(reply.sha1, (numbers[:, 1] * SHA1_BYTES).tolist())
     sha256 = _cut(reply.sha256, (numbers[:, 2] * SHA256_BYTES).tolist())
-    signers = [("", ""), *_signers(reply.signers, count)]
-    errors = _texts(reply.errors, wire.MAX_TEXT_CHARACTERS)
+    signers = [("", ""), *demand_signers(reply.signers, count)]
+    errors = demand_texts(reply.errors, wire.MAX_TEXT_CHARACTERS)
     found: list[Catalog] = []
     for row, signer in enumerate(numbers[:, 0].tolist()):
         organization, common_name = signers[signer]
@@ -113,13 +113,13 @@ def believe_manifests(reply: wire.ManifestsReply, count: int) -> list[Manifest]:
     Raises MalformedError when it contradicts the question or itself.
     """
     numbers = wire.unpack_table(reply.numbers, "manifests", 2)
-    _demand(len(reply.errors) == count, "not a row for each manifest")
-    _demand(len(numbers) <= _MAX_LIST_DIGESTS, "too many digests")
-    _demand(not (numbers[:, 0] >= count).any(), "a file of no manifest")
-    _demand(bool(np.isin(numbers[:, 1], (SHA1_BYTES, SHA256_BYTES)).all()), "an odd digest")
+    demand(len(reply.errors) == count, "not a row for each manifest")
+    demand(len(numbers) <= _MAX_LIST_DIGESTS, "too many digests")
+    demand(not (numbers[:, 0] >= count).any(), "a file of no manifest")
+    demand(bool(np.isin(numbers[:, 1], (SHA1_BYTES, SHA256_BYTES)).all()), "an odd digest")
     digests = _cut(reply.digests, numbers[:, 1].tolist())
     names = wire.unpack_texts(reply.names, len(numbers), "files of manifests")
-    errors = _texts(reply.errors, wire.MAX_TEXT_CHARACTERS)
+    errors = demand_texts(reply.errors, wire.MAX_TEXT_CHARACTERS)
     files: list[list[tuple[str, bytes]]] = [[] for _ in range(count)]
     for number, name, digest in zip(numbers[:, 0].tolist(), names, digests, strict=True):
         files[number].append((name, digest))
@@ -128,20 +128,8 @@ def believe_manifests(reply: wire.ManifestsReply, count: int) -> list[Manifest]:
 
 def _cut(data: bytes, lengths: list[int]) -> list[bytes]:
     ends = list(accumulate(lengths))
-    _demand(len(data) == (ends[-1] if ends else 0), "not as many bytes as there are digests")
+    demand(len(data) == (ends[-1] if ends else 0), "not as many bytes as there are digests")
     return [data[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-
-
-def _signers(signers: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:
-    _demand(len(signers) <= most, f"{len(signers)} signers")
-    organizations = _texts([one for one, _ in signers], _MAX_SIGNER_CHARACTERS)
-    common_names = _texts([one for _, one in signers], _MAX_SIGNER_CHARACTERS)
-    return list(zip(organizations, common_names, strict=True))
-
-
-def _texts(texts: list[str], most_characters: int) -> list[str]:
-    _demand(max(map(len, texts), default=0) <= most_characters, "a text that is too long")
-    return [clean_text(text) for text in texts]
 
 
 def _bounded(files: Sequence[NDArray[np.int64]]) -> Sequence[NDArray[np.int64]]:
@@ -159,8 +147,3 @@ def _failed(disk: Disk, what: str, failure: wire.Failure) -> InputError:
 
 def _lied(disk: Disk, reader: str, error: MalformedError) -> ChildError:
     return ChildError(reader, disk.path, f"sent back something that cannot be ({error})")
-
-
-def _demand(fact: bool, otherwise: str) -> None:
-    if not fact:
-        raise MalformedError(otherwise)

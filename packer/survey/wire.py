@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -33,6 +33,12 @@ MAX_ROWS = 1 << 24
 MAX_TEXT_CHARACTERS = 4096
 MAX_TEXTS = 4096
 MAX_PARTITIONS = 4096
+MAX_LISTED = 1 << 22
+"""What any list of a reply may have; more is not even decoded."""
+
+_LISTED = msgspec.Meta(max_length=MAX_LISTED)
+Texts = Annotated[list[str], _LISTED]
+Pairs = Annotated[list[tuple[str, str]], _LISTED]
 
 Table = tuple[PackedColumn, ...]
 """The columns of a two-dimensional int64 array."""
@@ -214,7 +220,7 @@ class TableReply(msgspec.Struct, frozen=True, array_like=True, tag="table"):
     sector_size: int
     identifier: str
     partitions: list[WirePartition]
-    warnings: list[str]
+    warnings: Texts
 
 
 class VolumeReply(msgspec.Struct, frozen=True, array_like=True, tag="volume"):
@@ -236,7 +242,7 @@ class VolumeReply(msgspec.Struct, frozen=True, array_like=True, tag="volume"):
     names: bytes
     link_names: bytes
     link_targets: bytes
-    unread: list[str]
+    unread: Texts
 
 
 class ProgramsReply(msgspec.Struct, frozen=True, array_like=True, tag="programs"):
@@ -249,15 +255,15 @@ class ProgramsReply(msgspec.Struct, frozen=True, array_like=True, tag="programs"
 
     numbers: Table
     needs: Table
-    modules: list[str]
-    signers: list[tuple[str, str]]
-    errors: list[str]
+    modules: Texts
+    signers: Pairs
+    errors: Texts
 
 
 class SmallFilesReply(msgspec.Struct, frozen=True, array_like=True, tag="small files"):
     """files: (path as it was asked for, contents) of each that is such a file."""
 
-    files: list[tuple[str, bytes]]
+    files: Annotated[list[tuple[str, bytes]], _LISTED]
 
 
 class HiveReply(msgspec.Struct, frozen=True, array_like=True, tag="hive"):
@@ -268,11 +274,11 @@ class HiveReply(msgspec.Struct, frozen=True, array_like=True, tag="hive"):
     """
 
     state: str
-    done: list[str]
-    warnings: list[str]
-    keys: list[str]
+    done: Texts
+    warnings: Texts
+    keys: Texts
     values: Table
-    names: list[str]
+    names: Texts
     data: bytes
 
 
@@ -286,8 +292,8 @@ class CatalogsReply(msgspec.Struct, frozen=True, array_like=True, tag="catalogs"
     numbers: Table
     sha1: bytes
     sha256: bytes
-    signers: list[tuple[str, str]]
-    errors: list[str]
+    signers: Pairs
+    errors: Texts
 
 
 class ManifestsReply(msgspec.Struct, frozen=True, array_like=True, tag="manifests"):
@@ -300,7 +306,7 @@ class ManifestsReply(msgspec.Struct, frozen=True, array_like=True, tag="manifest
     numbers: Table
     names: bytes
     digests: bytes
-    errors: list[str]
+    errors: Texts
 
 
 Reply = (
@@ -361,6 +367,11 @@ def decode_reply(data: bytes | bytearray, kind: type[_Expected]) -> _Expected | 
 def pack_table(rows: NDArray[np.integer]) -> Table:
     """Return the columns of a two-dimensional array of values of at least 0."""
     return tuple(encode_column(rows[:, column]) for column in range(rows.shape[1]))
+
+
+def pack_rows(rows: Sequence[tuple[int, ...]], columns: int) -> Table:
+    """Return the columns of rows of values of at least 0, of which there may be none."""
+    return pack_table(np.array(rows, dtype=np.int64).reshape(-1, columns))
 
 
 def unpack_column(packed: PackedColumn, what: str, rows: int | None = None) -> Column:

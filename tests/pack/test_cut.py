@@ -111,6 +111,22 @@ def test_zero_is_found_at_four_kib_of_disk_offset_even_where_gaps_are_not_aligne
     ]
 
 
+@pytest.mark.parametrize("noise", [0, 7])
+def test_what_is_unused_or_in_a_file_has_no_say_in_what_is_zero(noise: int) -> None:
+    """Else the same guest would have another identity after its free space was written to."""
+    data = bytearray(400 * BLOCK)  # more than a MiB
+    free = [(63 * 512, 63 * 512 + BLOCK), (300 * BLOCK - 512, 320 * BLOCK + 512)]
+    file = File(BLOCK, [(0, 200 * BLOCK + 512, BLOCK)])
+    for start, end in [*free, (200 * BLOCK + 512, 201 * BLOCK + 512)]:
+        data[start:end] = bytes([noise]) * (end - start)
+    pieces = cut_of(survey_of(len(data), [file], free), Memory(bytes(data)))
+    assert runs(pieces) == []
+    assert fragments(pieces) == [(0, 0, BLOCK)]
+    data[320 * BLOCK + 512] = 1
+    pieces = cut_of(survey_of(len(data), [file], free), Memory(bytes(data)))
+    assert runs(pieces) == [[320 * BLOCK + 512, 321 * BLOCK]]
+
+
 @pytest.mark.parametrize("tail", [1, 511, 512, 4095])
 @pytest.mark.parametrize("last", [0, 7])
 def test_a_disk_may_end_inside_a_block(tail: int, last: int) -> None:

@@ -171,6 +171,25 @@ def test_debian_packed_by_another_user_on_another_host_is_the_same_file(
         tool("cmp", room / name, open_folder / name)
 
 
+def test_windows_packed_by_another_user_on_another_host_is_the_same_file(
+    author: Vmpack, pack_guest: Callable[[str], Packed], room: Path, open_folder: Path
+) -> None:
+    """Whose hives and programs were read by children, from a folder that is called otherwise."""
+    host = host_of(ELSEWHERE, author, open_folder)
+    original = pack_guest("windows-xp").guest.image
+    first = pack(author, original, room / "first.vmpack", "--level", "1", "--jobs", "2")
+    image = copy_sparse(original, open_folder / "C drive.img")
+    image.chmod(0o644)
+    second = pack(
+        host, image, open_folder / "second.vmpack", "--level", "1", "--jobs", "3",
+        before=ELSEWHERE, environment=OTHER_HABITS, folder=open_folder,
+    )  # fmt: skip
+    tool("cmp", first, second)
+    found = author.good("inspect", first)
+    assert "Microsoft Windows XP" in found
+    assert "agp440" in found, "the registry was read"
+
+
 def test_another_compression_is_the_same_pack(author: Vmpack, busybox: Packed, room: Path) -> None:
     image = room / "other.raw"
     shutil.copyfile(busybox.guest.image, image)

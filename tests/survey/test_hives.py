@@ -212,3 +212,18 @@ def test_what_could_steer_a_terminal_is_replaced() -> None:
 def test_a_lie_is_not_believed(lie: dict[str, Any]) -> None:
     with pytest.raises(MalformedError):
         believe_hive(reply(**lie))
+
+
+def test_endless_lists_of_nothing_are_not_taken_in() -> None:
+    """An empty text takes one byte of a reply, and eight of whoever reads it."""
+    most = wire.MAX_LISTED
+    assert len(answered(most).keys) == most
+    with pytest.raises(MalformedError, match="not a reply"):
+        answered(most + 1)
+
+
+def answered(keys: int) -> wire.HiveReply:
+    data = wire.encode(reply(keys=[""] * keys))
+    found = wire.decode_reply(data, wire.HiveReply)
+    assert isinstance(found, wire.HiveReply)
+    return found

@@ -31,8 +31,9 @@ from formats.source import Source
 class Files:
     """names: (row of the streams, path). symlinks: (path, target).
 
-    used: bytes of all clusters that any attribute maps, listed or not, and $Boot. contradictions: what cannot
-    be in a sound volume, one sentence each. lost: likewise, what is harmless and yet not listed.
+    used: bytes of all clusters that any attribute maps, listed or not, and of $Boot's.
+    contradictions: what cannot be in a sound volume, one sentence each. lost: likewise, what is
+    harmless and yet not listed.
     """
 
     streams: Streams

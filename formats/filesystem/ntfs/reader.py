@@ -56,7 +56,11 @@ def _read(source: Source) -> FileSystem:
         reason = f"the volume is damaged: {files.contradictions[0]}"
     pointer = empty_ranges() if reason else shadow.read_catalogue_pointer(source)
     free = empty_ranges() if reason else free
-    is_held = len(pointer) > 0 or any(shadow.is_store(path) for _, path in files.names)
+    is_held = (
+        len(pointer) > 0
+        or shadow.may_be_elsewhere(source)
+        or any(shadow.is_store(path) for _, path in files.names)
+    )
     return FileSystem(
         kind="ntfs",
         block_size=boot.cluster_size,

@@ -94,6 +94,8 @@ class Table:
     ) -> Iterator[tuple[int, bytes]]:
         """Yield (base record, value) of a type of attribute, resident or not; unreadable ones not.
 
+        At most one of each that is not resident.
+
         kind: one whose resident values are kept. limit: most bytes of a value.
         """
         budget = MAX_SMALL_VALUES_BYTES
@@ -102,7 +104,9 @@ class Table:
             if of_kind == kind and is_base[number]:
                 yield number, value
         rows = self.attributes
-        for place in np.flatnonzero((rows["type"] == kind) & rows["nonresident"]).tolist():
+        places = np.flatnonzero((rows["type"] == kind) & rows["nonresident"])
+        _, first = np.unique(rows["holder"][places], return_index=True)  # a sound file has one
+        for place in places[first].tolist():
             number = int(rows["holder"][place])
             bounds = np.searchsorted(self.runs.attribute, (place, place + 1))
             runs = self.runs.where(np.arange(*bounds))

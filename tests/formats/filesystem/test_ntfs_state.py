@@ -13,6 +13,7 @@ import pytest
 
 from formats.filesystem import ntfs
 from formats.filesystem.model import PLAIN, STORED, FileSystem
+from formats.filesystem.ntfs import log
 from formats.ranges import Ranges
 from formats.source import FileSource
 from tests.formats.filesystem.ntfs_editor import Editor
@@ -169,6 +170,15 @@ def test_a_log_that_one_program_emptied_is_clean(image: Path) -> None:
     assert read(image).state == "clean"
 
 
+def test_a_log_that_cannot_be_one_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        file.write(b"\xff" * (1 << 20))
+        file.truncate((4 << 30) + 1)
+    with FileSource(path) as source:
+        assert "more than any" in log.unfinished(source)
+
+
 def test_a_damaged_copy_of_the_first_records_is_noticed(image: Path) -> None:
     editor = Editor(image)
     place = editor.boot.mft_mirror * editor.boot.cluster_size
@@ -238,9 +248,12 @@ def test_an_allocated_record_that_is_none_is_damage(image: Path) -> None:
 VSS = uuid.UUID("3808876b-c176-4e48-b7ae-04046e6cc752")
 
 
-def write_shadow_header(image: Path, catalogue: int) -> None:
+def write_shadow_header(
+    image: Path, catalogue: int, volume: bytes = bytes(16), storage: bytes = bytes(16)
+) -> None:
     """As libvshadow's documentation draws it."""
-    header = struct.pack("<16sIIQQQQ", VSS.bytes_le, 1, 1, 0x1E00, 0x1E00, 0, catalogue)
+    header = struct.pack("<16sIIQQQQQ", VSS.bytes_le, 1, 1, 0x1E00, 0x1E00, 0, catalogue, 0)
+    header += volume + storage
     Editor(image).write(0x1E00, header)
 
 
@@ -263,6 +276,16 @@ def test_without_a_catalogue_there_are_no_shadow_copies(image: Path) -> None:
     system = read(image)
     assert same(system.free, before.free)
     assert len(system.held) == len(system.snapshots) == 0
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_shadow_copies_may_be_stored_on_another_volume(image: Path, elsewhere: bool) -> None:
+    """`vssadmin add shadowstorage /for=C: /on=D:`: what copies read lies on C: all the same."""
+    before = read(image)
+    write_shadow_header(image, 0, b"C" * 16, (b"D" if elsewhere else b"C") * 16)
+    system = read(image)
+    assert same(system.held if elsewhere else system.free, before.free)
+    assert len(system.free if elsewhere else system.held) == len(system.snapshots) == 0
 
 
 def test_a_store_of_shadow_copies_is_a_sign_of_them(image: Path) -> None:

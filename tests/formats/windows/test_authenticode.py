@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import zipfile
@@ -12,7 +13,7 @@ import pytest
 from fixtures.guests.workshop import guests_folder
 from fixtures.windows import signing as fixture_signing
 from fixtures.windows.parts import windows_parts
-from formats.errors import Corrupt, FormatError
+from formats.errors import Corrupt, FormatError, Unsupported
 from formats.source import Memory, Source
 from formats.windows.authenticode import Signature, image_digest, read_signature
 from formats.windows.pe import PortableExecutable
@@ -132,6 +133,15 @@ def test_a_table_that_overlaps_the_headers_has_no_digest(author: Author, tmp_pat
     source = Memory(bytes(data))
     with pytest.raises(Corrupt, match="overlap"):
         image_digest(source, PortableExecutable(source), "sha256")
+
+
+def test_a_table_of_countless_certificates_is_not_read_to_its_end() -> None:
+    data = bytearray(program(Form(imports=("ntdll.dll",))))
+    entry = PortableExecutable(Memory(bytes(data))).certificates_at
+    empty = struct.pack("<IHH", 8, 0x200, 1)  # of a kind that nobody reads
+    data[entry : entry + 8] = struct.pack("<II", len(data), 1_000_000 * len(empty))
+    with pytest.raises(Unsupported, match="more than 64"):
+        read(Memory(bytes(data + 1_000_000 * empty)))
 
 
 def test_damaged_signatures_are_refused_or_read(author: Author, tmp_path: Path) -> None:

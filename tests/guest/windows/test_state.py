@@ -123,6 +123,7 @@ def paging(value: str, *texts: str) -> Disk:
         ("PagingFiles", ("?:\\pagefile.sys",), {"pagefile.sys on partition 2"}),
         ("ExistingPageFiles", ("\\??\\D:\\pages\\my.sys",), {"pages/my.sys on partition 2"}),
         ("PagingFiles", ("E:\\pagefile.sys", "..\\x", ""), set()),
+        ("PagingFiles", ("C:\\Windows\\System32\\ntoskrnl.exe",), set()),  # it starts from that
     ],
 )
 def test_the_registry_says_where_page_files_are(
