@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,29 +37,38 @@ class Cost:
     output: str
 
 
+# A process is charged with the memory of the one that started it, so a small one starts it.
+_COUNT = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss << 10, file=sys.stderr)
+sys.exit(code)
+"""
+
+
 def inspect(image: Path, home: Path) -> Cost:
-    with (home / "output").open("w+") as output:
+    with (home / "output").open("w+") as output, (home / "used").open("w+") as used:
         process = subprocess.Popen(
-            [VMPACK, "inspect", image],
+            [sys.executable, "-c", _COUNT, VMPACK, "inspect", image],
             env={**os.environ, "VMPACK_HOME": str(home)},
             stdin=subprocess.DEVNULL,
             stdout=output,
+            stderr=used,
         )
         together = [0]
         ended = threading.Event()
         sampler = threading.Thread(target=_sample, args=(process.pid, together, ended))
         sampler.start()
         try:
-            _, status, usage = os.wait4(process.pid, 0)  # with all children that it waited for
-            process.returncode = os.waitstatus_to_exitcode(status)
+            assert process.wait() == 0
         finally:
             ended.set()
             sampler.join()
-        assert process.returncode == 0
         output.seek(0)
-        return Cost(
-            usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10, together[0], output.read()
-        )
+        used.seek(0)
+        cpu_s, largest_bytes = used.read().splitlines()[-1].split()
+        return Cost(float(cpu_s), int(largest_bytes), together[0], output.read())
 
 
 def _sample(pid: int, most: list[int], ended: threading.Event) -> None:
@@ -80,17 +90,21 @@ def _memory(pid: int) -> int:
 def test_a_hundred_thousand_files_on_ntfs(
     build_guest: Callable[[str], Guest], tmp_path: Path
 ) -> None:
-    cost = inspect(build_guest("windows-100000-files").image, tmp_path)
-    assert "private  80,000 contents" in cost.output  # the others are resident
-    assert cost.cpu_s <= MOST_CPU_S, "the wall clock shows as much when nothing else runs"
-    assert cost.largest_bytes <= MOST_BYTES
-    assert 50 << 20 < cost.together_bytes <= MOST_BYTES
+    """The least of three runs: others use these processors."""
+    image = build_guest("windows-100000-files").image
+    costs = [inspect(image, tmp_path) for _ in range(3)]
+    least = min(cost.cpu_s for cost in costs)
+    assert least <= MOST_CPU_S, "the wall clock shows as much when nothing else runs"
+    for cost in costs:
+        assert "private  80,000 contents" in cost.output  # the others are resident
+        assert 50 << 20 < cost.largest_bytes <= MOST_BYTES
+        assert 50 << 20 < cost.together_bytes <= MOST_BYTES
 
 
 def test_ten_times_the_files_take_about_ten_times_the_work(
     build_guest: Callable[[str], Guest], tmp_path: Path
 ) -> None:
-    """Beyond what an empty volume takes. The least of three runs: others use these processors."""
+    """Beyond what an empty volume takes. The least of three runs, likewise."""
     empty = tmp_path / "empty.raw"
     with empty.open("wb") as file:
         file.truncate(256 << 20)
