@@ -223,13 +223,6 @@ class StoredValue:
         return Value(self.name, self.type, data)
 
 
-def fold(name: str) -> str:
-    """Return a name in the form in which Windows compares names: upper case, letter by letter."""
-    if name.isascii():
-        return name.upper()
-    return "".join(upper if len(upper := letter.upper()) == 1 else letter for letter in name)
-
-
 @contextmanager
 def _converted(structure: str) -> Iterator[None]:
     """Turn what libregf raises into Corrupt; its messages list a call per line, the last cause."""

@@ -12,8 +12,9 @@ from functools import cached_property, partial
 from typing import TypeVar
 
 from formats.errors import Corrupt, Unsupported
-from formats.windows.hive import Hive, Key, StoredValue, Value, fold
+from formats.windows.hive import Hive, Key, StoredValue, Value
 from formats.windows.hive_log import replay
+from formats.windows.names import fold
 
 ANY = "*"
 MAX_DEPTH = 32

@@ -6,7 +6,8 @@ import os
 import stat
 from pathlib import Path
 
-from packer.artifact.layout.staging import refuse_existing, temporary_name, writing
+from packer.artifact.layout.left_behind import temporary_name
+from packer.artifact.layout.staging import refuse_existing, writing
 from packer.durable import sync_directory
 from packer.errors import InputError
 

@@ -84,6 +84,12 @@ def ranges_on_disk(survey: Survey, stream: int, wanted: Ranges) -> Ranges:
     return union(*pieces) if pieces else wanted
 
 
+def ranges_of_stream(survey: Survey, stream: int) -> Ranges:
+    """Return where on the disk all bytes of a stream lie."""
+    size = int(survey.file_size[stream])
+    return ranges_on_disk(survey, stream, np.array([[0, size]], dtype=np.int64))
+
+
 def _swap_files(tree: Tree) -> Iterator[tuple[str, int]]:
     """Yield (path, safe to print; stream) of each file that the guest swaps to."""
     seen: set[int] = set()

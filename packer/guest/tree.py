@@ -17,9 +17,10 @@ import numpy as np
 from formats.errors import FormatError
 from formats.filesystem.model import PLAIN
 from formats.source import Runs, Source
+from formats.windows.names import fold
 from packer.guest.fstab import MAX_FSTAB_BYTES, Entry, parse_fstab
 from packer.guest.mounts import Mount, find_mounts, find_roots, volume_name
-from packer.survey.model import Survey
+from packer.survey.model import CASE_INSENSITIVE, Survey
 from packer.survey.runs import runs_of
 from packer.text import printable
 
@@ -30,9 +31,6 @@ MAX_DEPTH = 200
 """Folders and links that one lookup may pass; a chain of links that is longer leads nowhere."""
 
 MAX_WARNINGS = 50
-
-CASE_INSENSITIVE = ("vfat", "ntfs")
-"""File systems that find a file by its name in any case."""
 
 MAX_REMEMBERED_CHARACTERS = 64 << 20
 """What all resolved folders together may be long; a guest of a million files needs a tenth."""
@@ -48,16 +46,16 @@ class _Names:
     in_order: list[str] = field(default_factory=list)
 
     def row(self, path: str) -> int | None:
-        return self.rows.get(path.casefold() if self.folded else path)
+        return self.rows.get(fold(path) if self.folded else path)
 
     def link(self, path: str) -> str | None:
-        return self.links.get(path.casefold() if self.folded else path)
+        return self.links.get(fold(path) if self.folded else path)
 
     def below(self, folder: str) -> Iterator[int]:
         """Yield the row of every name below a folder ("" for the volume's root), sorted."""
         if not self.in_order:
             self.in_order = sorted(self.rows)
-        prefix = (folder.casefold() if self.folded else folder) + "/"
+        prefix = (fold(folder) if self.folded else folder) + "/"
         for index in range(bisect_left(self.in_order, prefix), len(self.in_order)):
             path = self.in_order[index]
             if not path.startswith(prefix):
@@ -280,9 +278,9 @@ class Tree:
             paths = [survey.name[row] for row in mine]
             folded = survey.volumes[volume].kind in CASE_INSENSITIVE
             if folded:
-                paths = [path.casefold() for path in paths]
+                paths = [fold(path) for path in paths]
             links = {
-                path.casefold() if folded else path: target
+                fold(path) if folded else path: target
                 for row, path, target in survey.symlinks
                 if row == volume
             }

@@ -170,8 +170,7 @@ def _look_at_windows(
             f"{where} is not clean ({volume.state_reason}), and nothing is removed from it then",
             hint=CURE_FOR_DIRTY,
         )
-    held = any(row == windows.volume for row, _ in (*surveyed.held, *surveyed.snapshots))
-    if held and not drop_snapshots:
+    if windows.volume in surveyed.with_snapshots and not drop_snapshots:
         raise InputError(
             f"{where} has shadow copies, which would be damaged by removing files",
             hint="--drop-snapshots leaves them out, or delete them inside the guest",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +22,12 @@ class Place:
 
 
 class WantedPaths:
-    """The files that hints name, by path and size: what a listing is compared with."""
+    """The files that hints name, by path and size: what a listing is compared with.
 
-    def __init__(self, wanted: Wanted) -> None:
+    listed: the only sizes in that listing, where they are known before.
+    """
+
+    def __init__(self, wanted: Wanted, listed: Container[int] | None = None) -> None:
         hints, contents = wanted.hints, wanted.contents
         room = hints.file_size - contents.size[hints.content]
         # Hints may contradict the contents: they are as untrusted as any other part of a pack.
@@ -33,6 +36,8 @@ class WantedPaths:
         rows = hints.content.tolist()
         self._places: dict[tuple[str, int], set[Place]] = {}
         for one in which.tolist():
+            if listed is not None and sizes[one] not in listed:
+                continue
             place = Place(rows[one], starts[one])
             for name in names_in_volume(hints.path[one]):
                 self._places.setdefault((name.casefold(), sizes[one]), set()).add(place)

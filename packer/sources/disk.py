@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.filesystem.model import DATA
+from formats.windows.names import fold
 from packer.artifact.contents import BLOCK_BYTES, DIGEST_BYTES, Contents
 from packer.errors import Error
 from packer.sources.base import Offers, Piece, SourceError, Wanted, free_offers, sent_offers
@@ -25,14 +26,13 @@ from packer.sources.directory import whole_files
 from packer.sources.disk_runs import DiskRuns
 from packer.sources.memory import find_rows
 from packer.survey.disk import NBD_SCHEMES, Disk, open_disk
-from packer.survey.model import Survey
+from packer.survey.model import CASE_INSENSITIVE, Survey
 from packer.survey.survey import survey
 
 Rows = NDArray[np.int64]
 
 HASHED_TOGETHER = 4096
 _LOCAL_NBD = "nbd+unix://"
-_CASELESS_KINDS = ("ntfs", "vfat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ class _Named:
         size = table.file_size[table.name_stream]
         names = np.flatnonzero(np.isin(size, sizes)).tolist()
         streams, all_sizes = table.name_stream.tolist(), size.tolist()
-        kinds = [volume.kind in _CASELESS_KINDS for volume in table.volumes]
+        kinds = [volume.kind in CASE_INSENSITIVE for volume in table.volumes]
         caseless = np.array(kinds, dtype=bool)[table.volume[table.name_stream]].tolist()
         self._exact: dict[tuple[str, int], int] = {}
         self._folded: dict[tuple[str, int], int] = {}
@@ -208,11 +208,11 @@ class _Named:
         for one in reversed(names):
             self._exact[table.name[one], all_sizes[one]] = streams[one]
             if caseless[one]:
-                self._folded[table.name[one].casefold(), all_sizes[one]] = streams[one]
+                self._folded[fold(table.name[one]), all_sizes[one]] = streams[one]
 
     def find(self, name: str, size: int) -> int | None:
         stream = self._exact.get((name, size))
-        return self._folded.get((name.casefold(), size)) if stream is None else stream
+        return self._folded.get((fold(name), size)) if stream is None else stream
 
 
 def _runs_of(table: Survey, stream: int, start: int, size: int) -> NDArray[np.int64]:

@@ -59,7 +59,7 @@ class ImageFiles:
         """Return what files at the hints' paths with the hints' size may hold."""
         if wanted.contents is not self._contents:
             self._contents = wanted.contents
-            paths = WantedPaths(wanted)
+            paths = WantedPaths(wanted, {file.size for file in self.files.values()})
             self._places = {
                 place.row: (file, place)
                 for path, file in self.files.items()

@@ -60,6 +60,11 @@ class ChildError(InputError):
         self.reason = reason
 
 
+def lied(reader: str, place: str, error: Exception) -> ChildError:
+    """Return the error for an answer that no honest child gives."""
+    return ChildError(reader, place, f"sent back something that cannot be ({error})")
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What a child is asked to do: a request, and the descriptors it may read from.

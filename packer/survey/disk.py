@@ -11,7 +11,7 @@ import stat
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 from formats.container.detect import detect
 from formats.errors import FormatError
@@ -19,8 +19,9 @@ from formats.source import FileSource, Source
 from packer.errors import InputError, InUseError, UsageError
 from packer.survey import child, in_use, references, wire
 from packer.survey.block_devices import sectors_written
-from packer.survey.child import ChildError, clean_text
+from packer.survey.child import clean_text, lied
 from packer.survey.limits import Limits
+from packer.survey.opening import raw_source, unpack_flat
 from packer.survey.qemu_nbd import QemuNbd, demand_complete
 from packer.transport.nbd import NbdSource
 
@@ -28,17 +29,6 @@ NBD_SCHEMES = ("nbd://", "nbd+unix://")
 CONTAINERS = ("raw", "qcow2", *references.CONTAINERS)
 
 _EXTENT_START_BYTES = 512
-_Reply = TypeVar(
-    "_Reply",
-    wire.ContainerReply,
-    wire.TableReply,
-    wire.VolumeReply,
-    wire.ProgramsReply,
-    wire.SmallFilesReply,
-    wire.HiveReply,
-    wire.CatalogsReply,
-    wire.ManifestsReply,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +94,13 @@ class Disk:
                 )
 
     def ask(
-        self, reader: str, place: str, request: wire.Request, kind: type[_Reply], limits: Limits
-    ) -> _Reply | wire.Failure:
+        self,
+        reader: str,
+        place: str,
+        request: wire.Request,
+        kind: type[wire.Expected],
+        limits: Limits,
+    ) -> wire.Expected | wire.Failure:
         """Have a child answer a request about this disk; nothing in the answer is checked yet.
 
         Raises ChildError.
@@ -178,7 +173,7 @@ class _Opener:
         if backing is not None and container != "qcow2":
             raise UsageError(f"{self.path} is a {container} image, which has no backing file")
         if container == "raw":
-            source = wire.raw_source(file)
+            source = raw_source(file)
             opening = wire.PlainFile(file.fd)
             return self._disk("raw", source, opening, (self.path,), (file.fd,))
         if container == "qcow2":
@@ -208,9 +203,9 @@ class _Opener:
         if below and not reply.backing_name:
             raise UsageError(f"{self.path} records no backing file, so {backing} does not belong")
         try:
-            source = wire.unpack_flat(reply.columns, file, below.source if below else None)
+            source = unpack_flat(reply.columns, file, below.source if below else None)
         except (wire.MalformedError, FormatError) as error:
-            raise _lied("qcow2", self.path.name, error) from error
+            raise lied("qcow2", self.path.name, error) from error
         opening = wire.FlatFile(file.fd, reply.columns, below.opening if below else None)
         files = (self.path, *(below.files if below else ()))
         return self._disk("qcow2", source, opening, files, fds)
@@ -280,17 +275,13 @@ def _ask(
     limits: Limits,
     request: wire.Request,
     fds: tuple[int, ...],
-    kind: type[_Reply],
-) -> _Reply | wire.Failure:
+    kind: type[wire.Expected],
+) -> wire.Expected | wire.Failure:
     job = child.Job(reader, place, wire.encode(wire.Order(limits, request)), fds, limits)
     try:
         return wire.decode_reply(child.run(job), kind)
     except wire.MalformedError as error:
-        raise _lied(reader, place, error) from error
-
-
-def _lied(reader: str, place: str, error: Exception) -> ChildError:
-    return ChildError(reader, place, f"sent back something that cannot be ({error})")
+        raise lied(reader, place, error) from error
 
 
 def _state(path: Path) -> _State:

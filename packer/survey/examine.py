@@ -92,15 +92,9 @@ class ChildExaminer:
     def programs(self, streams: Sequence[int]) -> list[Program]:
         """See Examiner."""
         new = [one for one in dict.fromkeys(streams) if one not in self._programs]
-        runs = {one: self._runs(one) for one in new}
-        readable = [one for one in new if runs[one] is not None]
-        for first in range(0, len(readable), MAX_PROGRAMS):
-            some = readable[first : first + MAX_PROGRAMS]
-            files = [file for one in some if (file := runs[one]) is not None]
-            programs = read_programs(self._disk, files, limits=self._limits)
-            self._programs.update(zip(some, programs, strict=True))
-        for one in new:
-            self._programs.setdefault(one, Program(error=UNREADABLE))
+        read = partial(read_programs, self._disk, limits=self._limits)
+        found = self._each(new, read, Program(error=UNREADABLE), MAX_PROGRAMS)
+        self._programs.update(zip(new, found, strict=True))
         return [self._programs[one] for one in streams]
 
     def signers(self, streams: Sequence[int]) -> list[tuple[str, str]]:

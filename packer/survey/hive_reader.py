@@ -9,6 +9,7 @@ from formats.source import Runs, Source
 from formats.windows.hive_log import MAX_HIVE_BYTES, MAX_LOG_BYTES
 from formats.windows.hive_query import View, Wanted, query
 from packer.survey import wire
+from packer.survey.opening import open_files
 
 
 def answer(request: wire.ReadHive, disk: Source) -> wire.HiveReply:
@@ -16,7 +17,7 @@ def answer(request: wire.ReadHive, disk: Source) -> wire.HiveReply:
 
     Raises FormatError when it is none.
     """
-    primary, *logs = wire.open_files(request.files, disk)
+    primary, *logs = open_files(request.files, disk)
     if primary.size > MAX_HIVE_BYTES:
         reason = f"{primary.size} bytes, at most {MAX_HIVE_BYTES} are read"
         raise Unsupported("registry hive", 0, reason)

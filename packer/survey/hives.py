@@ -21,18 +21,15 @@ from formats.windows.hive_query import (
     View,
     Wanted,
 )
-from packer.errors import InputError
 from packer.survey import wire
-from packer.survey.answers import demand, demand_texts
-from packer.survey.child import ChildError, clean_text
+from packer.survey.answers import ask, demand, demand_texts
 from packer.survey.disk import Disk
 from packer.survey.limits import Limits
-from packer.survey.wire import MalformedError
+from packer.survey.opening import pack_files
 
 HIVE_LIMITS = Limits(cpu_seconds=60)
 """Real hives take less than a second, the largest logs ten."""
 
-_READER = "registry"
 _STATES = (CLEAN, REPLAYED, STALE)
 _MAX_PATH_CHARACTERS = MAX_DEPTH * (MAX_KEY_NAME + 1)
 _MAX_TYPE = 0xFFFF_FFFF
@@ -55,18 +52,17 @@ def read_hive(
     asked = [
         (one.path, one.depth, None if one.values is None else list(one.values)) for one in wanted
     ]
-    request = wire.ReadHive(disk.opening, wire.pack_files([primary, *logs]), asked)
-    reply = disk.ask(_READER, disk.path, request, wire.HiveReply, limits or HIVE_LIMITS)
-    if isinstance(reply, wire.Failure):
-        raise InputError(
-            f"a registry hive on {disk.path} cannot be read: {clean_text(reply.reason)}",
-            hint="start the guest and shut it down again, which makes Windows mend its registry",
-        )
-    try:
-        return believe_hive(reply)
-    except MalformedError as error:
-        reason = f"sent back something that cannot be ({error})"
-        raise ChildError(_READER, disk.path, reason) from error
+    request = wire.ReadHive(disk.opening, pack_files([primary, *logs]), asked)
+    return ask(
+        disk,
+        "registry",
+        request,
+        wire.HiveReply,
+        believe_hive,
+        what="a registry hive on",
+        limits=limits or HIVE_LIMITS,
+        hint="start the guest and shut it down again, which makes Windows mend its registry",
+    )
 
 
 def believe_hive(reply: wire.HiveReply) -> View:

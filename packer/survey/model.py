@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from formats.ranges import Ranges
 
+CASE_INSENSITIVE = ("vfat", "ntfs")
+"""File systems that find a file by its name in any case."""
+
 
 @dataclass(frozen=True, slots=True)
 class Volume:
@@ -76,6 +79,11 @@ class Survey:
     name: list[str]
     symlinks: tuple[tuple[int, str, str], ...]
     warnings: tuple[str, ...]
+
+    @property
+    def with_snapshots(self) -> frozenset[int]:
+        """Return the rows of the volumes that have snapshots."""
+        return frozenset(row for row, _ in (*self.held, *self.snapshots))
 
     def extents_of(self, stream: int) -> slice:
         """Return the rows of the extent columns that belong to one stream."""

@@ -11,6 +11,7 @@ from formats.source import Readable, Source
 from formats.windows.authenticode import read_signature
 from formats.windows.pe import PortableExecutable
 from packer.survey import wire
+from packer.survey.opening import open_files
 
 IMPORT, DELAY_IMPORT, FORWARDER = 0, 1, 2
 """Kinds of needs."""
@@ -25,7 +26,7 @@ _Row = TypeVar("_Row", str, tuple[str, str])
 def answer(request: wire.ReadPrograms, disk: Source) -> wire.ProgramsReply:
     """Return a row for each program, also for those that are none."""
     found = _Found()
-    for file in wire.open_files(request.files, disk):
+    for file in open_files(request.files, disk):
         found.add(file, request.with_signers)
     return found.reply()
 

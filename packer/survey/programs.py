@@ -8,27 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from formats.windows.pe import MAX_MODULE_NAME
-from packer.columns import Column
-from packer.errors import InputError
 from packer.survey import wire
-from packer.survey.answers import demand, demand_signers, demand_texts
-from packer.survey.child import ChildError, clean_text
+from packer.survey.answers import ask, demand, demand_signers, demand_texts
 from packer.survey.disk import Disk
 from packer.survey.limits import Limits
+from packer.survey.opening import pack_files
 from packer.survey.program_reader import DELAY_IMPORT, FORWARDER, IMPORT
-from packer.survey.wire import MalformedError
 
 MAX_PROGRAMS = 1 << 18
 """Of one request; Windows 11 with much installed has 60,000 programs."""
 
 _KINDS = (IMPORT, DELAY_IMPORT, FORWARDER)
-_READER = "PE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +68,16 @@ def read_programs(
         raise ValueError(f"{len(files)} programs, at most {MAX_PROGRAMS} at once")
     if not files:
         return []
-    request = wire.ReadPrograms(disk.opening, wire.pack_files(files), with_signers)
-    reply = disk.ask(_READER, disk.path, request, wire.ProgramsReply, limits or Limits())
-    if isinstance(reply, wire.Failure):
-        raise InputError(
-            f"the programs on {disk.path} cannot be read: {clean_text(reply.reason)}",
-            hint="copy the disk to storage that can be read without errors",
-        )
-    try:
-        return believe_programs(reply, len(files))
-    except MalformedError as error:
-        reason = f"sent back something that cannot be ({error})"
-        raise ChildError(_READER, disk.path, reason) from error
+    request = wire.ReadPrograms(disk.opening, pack_files(files), with_signers)
+    return ask(
+        disk,
+        "PE",
+        request,
+        wire.ProgramsReply,
+        partial(believe_programs, count=len(files)),
+        what="the programs on",
+        limits=limits or Limits(),
+    )
 
 
 def believe_programs(reply: wire.ProgramsReply, count: int) -> list[Program]:
@@ -129,8 +124,9 @@ def _needs(
     """Return (imports, delay imports, forwarders) of each program."""
     program, kind, module = wire.unpack_columns(table, "needs", 3)
     demand(bool((program[1:] >= program[:-1]).all()), "needs are not sorted by program")
-    demand(_below(program, count) and _below(kind, len(_KINDS)), "needs of no program")
-    demand(_below(module, len(modules)), "a module that is not listed")
+    demand(not (program >= count).any(), "needs of no program")
+    demand(not (kind >= len(_KINDS)).any(), "needs of no kind")
+    demand(not (module >= len(modules)).any(), "a module that is not listed")
     bounds = np.searchsorted(program, np.arange(count + 1)).tolist()
     pairs = list(zip(kind.tolist(), module.tolist(), strict=True))
 
@@ -141,7 +137,3 @@ def _needs(
         (names(low, high, IMPORT), names(low, high, DELAY_IMPORT), names(low, high, FORWARDER))
         for low, high in pairwise(bounds)
     ]
-
-
-def _below(column: Column, rows: int) -> bool:
-    return len(column) == 0 or int(column.max()) < rows

@@ -9,6 +9,7 @@ from formats.source import Runs, Source
 from formats.windows.catalog import read_catalog
 from formats.windows.manifest import read_manifest
 from packer.survey import wire
+from packer.survey.opening import open_files
 
 MAX_DIGESTS = 1 << 21
 """Of all files of a request together; all catalogs of a Windows 10 list about a million."""
@@ -17,7 +18,7 @@ MAX_DIGESTS = 1 << 21
 def answer_catalogs(request: wire.ReadCatalogs, disk: Source) -> wire.CatalogsReply:
     """Return a row for each catalog, also for those that are none."""
     found = _Catalogs()
-    for file in wire.open_files(request.files, disk):
+    for file in open_files(request.files, disk):
         found.add(file)
     return wire.CatalogsReply(
         wire.pack_rows(found.numbers, 3),
@@ -31,7 +32,7 @@ def answer_catalogs(request: wire.ReadCatalogs, disk: Source) -> wire.CatalogsRe
 def answer_manifests(request: wire.ReadManifests, disk: Source) -> wire.ManifestsReply:
     """Return the files of each manifest; one that is none has no files, and an error."""
     found = _Manifests()
-    for file in wire.open_files(request.files, disk):
+    for file in open_files(request.files, disk):
         found.add(file)
     return wire.ManifestsReply(
         wire.pack_rows(found.numbers, 2),

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.errors import InputError
 from packer.survey import wire
-from packer.survey.answers import demand, demand_signers, demand_texts
-from packer.survey.child import ChildError, clean_text
+from packer.survey.answers import ask, demand, demand_signers, demand_texts
 from packer.survey.disk import Disk
 from packer.survey.limits import Limits
-from packer.survey.wire import MalformedError
+from packer.survey.opening import pack_files
 
 MAX_RECORDS = 1 << 17
 """Of one request; Windows 11 has some 30,000 manifests and 15,000 catalogs."""
@@ -61,14 +60,16 @@ def read_catalogs(
     """
     if not files:
         return []
-    request = wire.ReadCatalogs(disk.opening, wire.pack_files(_bounded(files)))
-    reply = disk.ask("catalog", disk.path, request, wire.CatalogsReply, limits or Limits())
-    if isinstance(reply, wire.Failure):
-        raise _failed(disk, "catalogs", reply)
-    try:
-        return believe_catalogs(reply, len(files))
-    except MalformedError as error:
-        raise _lied(disk, "catalog", error) from error
+    request = wire.ReadCatalogs(disk.opening, pack_files(_bounded(files)))
+    return ask(
+        disk,
+        "catalog",
+        request,
+        wire.CatalogsReply,
+        partial(believe_catalogs, count=len(files)),
+        what="the catalogs on",
+        limits=limits or Limits(),
+    )
 
 
 def read_manifests(
@@ -77,14 +78,16 @@ def read_manifests(
     """Return a Manifest for each file; see `read_catalogs`."""
     if not files:
         return []
-    request = wire.ReadManifests(disk.opening, wire.pack_files(_bounded(files)))
-    reply = disk.ask("manifest", disk.path, request, wire.ManifestsReply, limits or Limits())
-    if isinstance(reply, wire.Failure):
-        raise _failed(disk, "manifests", reply)
-    try:
-        return believe_manifests(reply, len(files))
-    except MalformedError as error:
-        raise _lied(disk, "manifest", error) from error
+    request = wire.ReadManifests(disk.opening, pack_files(_bounded(files)))
+    return ask(
+        disk,
+        "manifest",
+        request,
+        wire.ManifestsReply,
+        partial(believe_manifests, count=len(files)),
+        what="the manifests on",
+        limits=limits or Limits(),
+    )
 
 
 def believe_catalogs(reply: wire.CatalogsReply, count: int) -> list[Catalog]:
@@ -136,14 +139,3 @@ def _bounded(files: Sequence[NDArray[np.int64]]) -> Sequence[NDArray[np.int64]]:
     if len(files) > MAX_RECORDS:
         raise ValueError(f"{len(files)} records, at most {MAX_RECORDS} at once")
     return files
-
-
-def _failed(disk: Disk, what: str, failure: wire.Failure) -> InputError:
-    return InputError(
-        f"the {what} on {disk.path} cannot be read: {clean_text(failure.reason)}",
-        hint="copy the disk to storage that can be read without errors",
-    )
-
-
-def _lied(disk: Disk, reader: str, error: MalformedError) -> ChildError:
-    return ChildError(reader, disk.path, f"sent back something that cannot be ({error})")

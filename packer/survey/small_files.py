@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from packer.errors import InputError
 from packer.survey import wire
-from packer.survey.child import ChildError, clean_text
+from packer.survey.answers import ask, demand
 from packer.survey.disk import Disk
 from packer.survey.limits import Limits
 
@@ -23,11 +22,20 @@ def read_small_files(
     should.
     """
     request = wire.ReadSmallFiles(disk.opening, start, end, list(paths))
-    reply = disk.ask("NTFS", disk.path, request, wire.SmallFilesReply, limits or Limits())
-    if isinstance(reply, wire.Failure):
-        raise InputError(f"small files of {disk.path} cannot be read: {clean_text(reply.reason)}")
-    found = dict(reply.files)
-    sane = all(len(data) <= MAX_SMALL_FILE_BYTES for data in found.values())
-    if not found.keys() <= set(paths) or len(found) != len(reply.files) or not sane:
-        raise ChildError("NTFS", disk.path, "sent back something that cannot be (small files)")
-    return found
+
+    def believe(reply: wire.SmallFilesReply) -> dict[str, bytes]:
+        found = dict(reply.files)
+        demand(found.keys() <= set(paths), "a file that nobody asked for")
+        demand(len(found) == len(reply.files), "a file twice")
+        demand(max(map(len, found.values()), default=0) <= MAX_SMALL_FILE_BYTES, "a large file")
+        return found
+
+    return ask(
+        disk,
+        "NTFS",
+        request,
+        wire.SmallFilesReply,
+        believe,
+        what="small files of",
+        limits=limits or Limits(),
+    )

@@ -18,7 +18,7 @@ from packer.columns import Column
 from packer.errors import InputError
 from packer.survey import wire
 from packer.survey.believe import VolumeColumns, believe_table, believe_volume
-from packer.survey.child import ChildError, clean_text
+from packer.survey.child import ChildError, clean_text, lied
 from packer.survey.disk import Disk
 from packer.survey.limits import Limits
 from packer.survey.model import Survey, Volume
@@ -69,7 +69,7 @@ def read_partitions(disk: Disk, *, limits: Limits | None = None) -> wire.TableRe
     try:
         return believe_table(reply, disk.size)
     except wire.MalformedError as error:
-        raise _lied("partition table", _name(disk), error) from error
+        raise lied("partition table", _name(disk), error) from error
 
 
 def _table_hint(disk: Disk, by_server: bool) -> str:
@@ -96,13 +96,9 @@ def _read_volume(
         try:
             return believe_volume(reply, size), ""
         except wire.MalformedError as error:
-            raise _lied(partition.reader, place, error) from error
+            raise lied(partition.reader, place, error) from error
     except ChildError as error:
         return None, _raw_warning(disk, partition, error.message)
-
-
-def _lied(reader: str, place: str, error: Exception) -> ChildError:
-    return ChildError(reader, place, f"sent back something that cannot be ({error})")
 
 
 def _raw_warning(disk: Disk, partition: wire.WirePartition, why: str) -> str:

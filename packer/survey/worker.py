@@ -27,6 +27,7 @@ from packer.errors import InputError
 from packer.survey import hive_reader, program_reader, record_reader, wire
 from packer.survey.child import EXIT_OUT_OF_MEMORY
 from packer.survey.limits import limit_this_process, parent_is_gone
+from packer.survey.opening import inherited_file, open_source, pack_flat
 from packer.survey.recognise import label_of, recognise
 from packer.survey.references import referenced_files
 from packer.transport.nbd import NbdError
@@ -75,7 +76,7 @@ def _answer(request: wire.Request) -> wire.Reply:
     try:
         if isinstance(request, wire.ReadContainer):
             return _read_container(request)
-        source = wire.open_source(request.opening)
+        source = open_source(request.opening)
         if isinstance(request, wire.ReadTable):
             return _read_table(source)
         if isinstance(request, wire.ReadPrograms):
@@ -98,17 +99,17 @@ def _answer(request: wire.Request) -> wire.Reply:
 
 
 def _read_container(request: wire.ReadContainer) -> wire.ContainerReply:
-    file = wire.inherited_file(request.fd)
+    file = inherited_file(request.fd)
     if request.container != "qcow2":
         names = referenced_files(file, request.container)
         return wire.ContainerReply(None, "", "", [_printable(name) for name in names])
-    backing = wire.open_source(request.backing) if request.backing is not None else None
+    backing = open_source(request.backing) if request.backing is not None else None
     try:
         disk = Qcow2(file, backing)
     except BackingRequired as needed:
         return wire.ContainerReply(None, _printable(needed.name), _printable(needed.format), [])
     return wire.ContainerReply(
-        wire.pack_flat(disk), _printable(disk.backing_name), _printable(disk.backing_format), []
+        pack_flat(disk), _printable(disk.backing_name), _printable(disk.backing_format), []
     )
 
 

@@ -28,8 +28,8 @@ from packer import host
 from packer.artifact import manifest as manifests
 from packer.artifact import strict_json
 from packer.artifact.config import MAX_VERSION, Name
+from packer.artifact.layout.left_behind import temporary_name
 from packer.artifact.layout.open import create_layout, open_layout
-from packer.artifact.layout.staging import temporary_name
 from packer.artifact.manifest import Digest, Entry
 from packer.artifact.map import Map, encode_map
 from packer.artifact.opened import OpenedPack

@@ -139,7 +139,9 @@ def test_an_unsigned_pack_is_said_to_be_one() -> None:
 def test_no_fingerprint_is_offered_for_copying() -> None:
     """Who made the medium made the page: the reader must get it from the author."""
     page = render([shown()], [PROGRAM]).decode()
-    for command in re.findall(r"<pre>.*?</pre>", page, re.DOTALL):
+    commands = re.findall(r"<pre>.*?</pre>", page, re.DOTALL)
+    assert commands
+    for command in commands:
         assert "SHA256:" not in command
 
 

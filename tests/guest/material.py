@@ -22,6 +22,7 @@ from packer.survey import hive_reader, program_reader, record_reader, wire
 from packer.survey.disk import open_disk
 from packer.survey.hives import believe_hive
 from packer.survey.model import Survey, Volume
+from packer.survey.opening import pack_files
 from packer.survey.programs import Program, believe_programs
 from packer.survey.records import Catalog, Manifest, believe_catalogs, believe_manifests
 from packer.survey.runs import runs_of
@@ -165,7 +166,7 @@ class DirectExaminer:
     def _files(self, streams: Sequence[int]) -> wire.FileRuns:
         sizes = self.survey.file_size[np.array(streams, dtype=np.int64)].tolist()
         runs = [runs_of(self.survey, *one) for one in zip(streams, sizes, strict=True)]
-        return wire.pack_files([one for one in runs if one is not None])
+        return pack_files([one for one in runs if one is not None])
 
 
 def judged(survey: Survey, source: Source, **options: bool) -> Judgement:

@@ -73,7 +73,7 @@ SECRETS: dict[str, dict[str, bytes]] = {
         "/home/eve/work.ovpn": b"remote vpn.example\n<key>\n" + PEM_KEY,
         "/etc/ppp/chap-secrets": b"# client server secret\ndemo * secret *\n",
         "/etc/ipsec.secrets": b'# secrets\n: PSK "correct horse"\n',
-        "/Program Files/OpenVPN/config/work/client.conf": b"<key>\n" + PEM_KEY,
+        "/Program Files/OpenVPN/config/office/client.conf": b"<key>\n" + PEM_KEY,
         "/Program Files/WireGuard/Data/Configurations/wg.conf.dpapi": b"\1\0\0\0\xd0",
         "/Users/Eve/AppData/Roaming/Microsoft/Network/Connections/Pbk/rasphone.pbk": b"[Work]\r\n",
     },

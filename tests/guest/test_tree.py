@@ -22,10 +22,21 @@ from tests.guest.material import (
     fat,
     gpt_disk,
     survey_of_names,
+    survey_of_volumes,
     swap,
     tree_of,
+    volume,
     write_tree,
 )
+
+
+def test_windows_compares_names_letter_by_letter() -> None:
+    names = ["/Straße/x", "/STRASSE/x", "/Übung/x"]
+    survey = survey_of_volumes([volume(1, kind="ntfs")], names=names)
+    tree = Tree(survey, Memory(bytes(survey.size)))
+    looked_up = ["/straße/X", "/strasse/x", "/üBUNG/x"]
+    assert [tree.stream_in(0, path) for path in looked_up] == [0, 1, 2]
+
 
 OS_RELEASE = b'ID=debian\nVERSION_ID="12"\n'
 BOOT_UUID = "0b0b0b0b-1111-2222-3333-444444444444"

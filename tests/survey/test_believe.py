@@ -18,6 +18,7 @@ from packer.columns import PackedColumn, encode_column
 from packer.survey import wire
 from packer.survey.believe import VolumeColumns, believe_table, believe_volume
 from packer.survey.child import clean_text
+from packer.survey.opening import unpack_flat
 from packer.survey.wire import MalformedError
 
 VOLUME = 1 << 20
@@ -268,7 +269,7 @@ def test_columns_of_a_container_that_leave_file_or_disk_are_refused(
     columns: wire.FlatColumns,
 ) -> None:
     with pytest.raises((MalformedError, FormatError)):
-        wire.unpack_flat(columns, Memory(bytes(4096)), None)
+        unpack_flat(columns, Memory(bytes(4096)), None)
 
 
 @given(flips=FLIPS)
@@ -283,7 +284,7 @@ def test_garbled_columns_of_a_container_read_within_their_bounds(
         reply = wire.decode_reply(data, wire.ContainerReply)
         if isinstance(reply, wire.Failure) or reply.columns is None:
             return
-        disk = wire.unpack_flat(reply.columns, Memory(bytes(4096)), None)
+        disk = unpack_flat(reply.columns, Memory(bytes(4096)), None)
         ranges = disk.data_ranges(0, disk.size)
         assert len(ranges) == 0 or 0 <= ranges[0, 0] <= ranges[-1, 1] <= disk.size
         assert len(disk.pread(0, min(disk.size, 100_000))) == min(disk.size, 100_000)

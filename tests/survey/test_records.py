@@ -19,6 +19,7 @@ from packer.survey import record_reader, wire
 from packer.survey.child import ChildError
 from packer.survey.disk import open_disk
 from packer.survey.limits import Limits
+from packer.survey.opening import pack_files
 from packer.survey.records import (
     Catalog,
     Manifest,
@@ -116,7 +117,7 @@ def in_process(kind: Any, files: list[bytes]) -> Any:
     starts = np.cumsum([0, *map(len, files)]).tolist()
     pairs = zip(starts, files, strict=False)
     runs = [np.array([(0, start, len(data))], dtype=np.int64) for start, data in pairs]
-    request = kind(wire.PlainFile(-1), wire.pack_files(runs))
+    request = kind(wire.PlainFile(-1), pack_files(runs))
     is_catalogs = kind is wire.ReadCatalogs
     answer = record_reader.answer_catalogs if is_catalogs else record_reader.answer_manifests
     return answer(request, Memory(b"".join(files)))

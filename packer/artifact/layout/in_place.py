@@ -20,7 +20,8 @@ from typing import BinaryIO
 from packer.artifact.layout.base import Layout
 from packer.artifact.layout.directory import folder_bytes, with_page
 from packer.artifact.layout.extras import PAGE_NAME, Extra, Page
-from packer.artifact.layout.staging import StagedBlob, StagedWriter, Staging, lock_folder, writing
+from packer.artifact.layout.left_behind import lock_folder
+from packer.artifact.layout.staging import StagedBlob, StagedWriter, Staging, writing
 from packer.artifact.manifest import Blob, Entry
 from packer.durable import sync_directory
 from packer.errors import InUseError, UsageError

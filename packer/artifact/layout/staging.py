@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import os
-import re
-import secrets
 import shutil
 import stat
 import tempfile
@@ -26,10 +23,16 @@ from packer.artifact.layout.base import (
     check_range,
 )
 from packer.artifact.layout.extras import Extra
+from packer.artifact.layout.left_behind import (
+    FETCHED,
+    locked_folder,
+    size_of,
+    take_left_behind,
+)
 from packer.artifact.layout.waiting import Waiting
 from packer.artifact.manifest import OCI_LAYOUT, Blob, Entry, encode, encode_index
 from packer.errors import Error, InputError, UsageError
-from packer.file_system import LOCAL_TYPES, file_system_type
+from packer.file_system import file_system_type
 from packer.progress import Advance, ignore
 from packer.text import format_bytes
 
@@ -49,13 +52,6 @@ FAT_TYPES = ("vfat", "msdos")
 FAT_FILE_BYTES = (4 << 30) - 1
 """The largest file that FAT holds (Microsoft FAT specification, 6: DIR_FileSize)."""
 
-FETCHED = "fetched"
-"""The folder of a staging in which blobs grow that come over the network."""
-
-_HEX = re.compile(r"[0-9a-f]{64}")
-_SHOWN_CHARACTERS = 50
-"""How much of the final name a temporary one shows: both fit into a name of 255 bytes."""
-
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -67,83 +63,6 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}",
             hint=_HINTS.get(error.errno or 0, ""),
         ) from error
-
-
-def temporary_name(final: Path) -> Path:
-    """Return an unused name beside `final`, on the same file system, that shows what it was."""
-    return final.with_name(f"{final.name[:_SHOWN_CHARACTERS]}.{secrets.token_hex(6)}.partial")
-
-
-def take_left_behind(final: Path, keep: Path) -> None:
-    """Remove what runs that were killed have left of writing `final`.
-
-    keep: folder that gets what had come over the network by then. A run that lives holds a lock
-    on its folder.
-    """
-    name = re.compile(re.escape(final.name[:_SHOWN_CHARACTERS]) + r"\.[0-9a-f]{12}\.partial")
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(final.parent):
-            if name.fullmatch(entry.name):
-                _take_if_left_behind(Path(entry.path), keep)
-
-
-def _take_if_left_behind(folder: Path, keep: Path) -> None:
-    with contextlib.suppress(OSError):
-        fd = lock_folder(folder)
-        try:
-            own = os.fstat(fd).st_uid == os.geteuid()
-            # Elsewhere a lock may reach no further than its host, and another one may write here.
-            local = file_system_type(fd) in LOCAL_TYPES
-            if own and local:
-                if os.path.lexists(folder / FETCHED):
-                    for place in (folder / FETCHED, folder / "blobs" / "sha256"):
-                        _take_up(place, keep)
-                shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(fd)
-
-
-def _take_up(place: Path, keep: Path) -> None:
-    """Move blobs, whole or begun, out of a folder; of two beginnings of one the longer is kept."""
-    if place.is_symlink() or not place.is_dir():
-        return
-    keep.mkdir(exist_ok=True)
-    for entry in os.scandir(place):
-        found = entry.stat(follow_symlinks=False)
-        alone = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
-        if alone and _HEX.fullmatch(entry.name) and found.st_size > _size_of(keep / entry.name):
-            Path(entry.path).rename(keep / entry.name)
-
-
-def _locked_folder(final: Path) -> tuple[Path, int | None]:
-    """Return a new folder beside `final` and its lock; None where folders cannot be locked."""
-    while True:
-        root = temporary_name(final)
-        root.mkdir()
-        try:
-            fd = lock_folder(root)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # before it was locked, another run took it for left behind
-        except OSError:
-            return root, None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), root.lstat()):
-                return root, fd
-        os.close(fd)
-
-
-def lock_folder(folder: Path) -> int:
-    """Return a descriptor that holds the lock of a folder until it is closed.
-
-    Raises OSError when somebody else holds it, or where folders cannot be locked (NFS).
-    """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
 
 
 def refuse_existing(path: Path) -> None:
@@ -168,7 +87,7 @@ class Staging:
         self.blobs: dict[str, Blob] = {}
         self._streams: list[StagedBlob] = []
         with writing(final):
-            self.root, self._lock = _locked_folder(final)
+            self.root, self._lock = locked_folder(final)
             try:
                 (self.root / "blobs" / "sha256").mkdir(parents=True)
             except OSError:
@@ -273,7 +192,7 @@ class Staging:
 
     def there_bytes(self, blob: Blob) -> int:
         """Return how many bytes of a blob an earlier run left here."""
-        return _size_of(self._fetched / blob_hex(blob.digest, str(self.final)))
+        return size_of(self._fetched / blob_hex(blob.digest, str(self.final)))
 
     def _place(self, layout: Layout, blob: Blob) -> Path | None:
         """Return where a copied blob grows so that a later run can go on; None: anywhere."""
@@ -305,7 +224,7 @@ class Staging:
         """Remove everything, but for blobs if some came over the network: a later run goes on."""
         for stream in self._streams:
             stream.discard()
-        begun = [path for path in self._fetched.glob("*") if _size_of(path)]
+        begun = [path for path in self._fetched.glob("*") if size_of(path)]
         if not self._fetched.is_dir() or not (begun or self.blobs):
             self.remove()
             return
@@ -471,13 +390,6 @@ def _make_executable(fd: int) -> None:
     mode = stat.S_IMODE(os.fstat(fd).st_mode)
     with contextlib.suppress(OSError):
         os.fchmod(fd, mode | (mode & 0o444) >> 2)
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.lstat().st_size
-    except OSError:
-        return 0
 
 
 def _check_room(path: Path, folder: Path, file_bytes: int, needed_bytes: int) -> None:

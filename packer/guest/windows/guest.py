@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from formats.source import Source
+from formats.windows.hive_log import STALE
 from formats.windows.hive_query import View, Wanted
 from packer.errors import InputError
 from packer.guest.mounts import volume_name
@@ -27,7 +28,6 @@ from packer.survey.examine import Examiner
 from packer.survey.model import Survey
 
 CONFIG = "/System32/config"
-STALE = "stale"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from formats.windows.hive import Value
 from formats.windows.hive_query import View, Wanted
+from packer.guest.windows.drives import MOUNTED_DEVICES
 
 SELECTED = ("Current", "Default", "LastKnownGood")
 """Values of Select: any of these control sets may be the one that starts. "Failed" is not tried."""
@@ -35,7 +36,7 @@ VERSION = r"Microsoft\Windows NT\CurrentVersion"
 
 SYSTEM_WANTED = (
     Wanted("Select"),
-    Wanted("MountedDevices"),
+    Wanted(MOUNTED_DEVICES),
     Wanted(CONTROL_SETS, values=()),
     Wanted(
         rf"{CONTROL_SETS}\Services\*",
@@ -107,7 +108,7 @@ class SystemHive:
     @property
     def mounted_devices(self) -> tuple[Value, ...]:
         """The values of MountedDevices."""
-        record = self.view.key("MountedDevices")
+        record = self.view.key(MOUNTED_DEVICES)
         return record.values if record is not None else ()
 
     def services(self) -> Iterator[Service]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from formats.windows.hive import fold
+from formats.windows.names import fold
 from packer.guest.windows.registry import (
     CLASSES,
     CRITICAL_DEVICES,

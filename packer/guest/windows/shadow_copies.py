@@ -8,11 +8,9 @@ Source: libyal's libvshadow, "Volume Shadow Snapshot (VSS) format".
 
 from __future__ import annotations
 
-import numpy as np
-
 from formats.filesystem.ntfs.shadow import is_store
 from formats.ranges import Ranges, empty_ranges, intersect, total, union
-from packer.guest.droppable import ranges_on_disk
+from packer.guest.droppable import ranges_of_stream
 from packer.guest.model import Dropped
 from packer.guest.mounts import volume_name
 from packer.guest.tree import Tree
@@ -33,7 +31,7 @@ def find_shadow_copies(tree: Tree) -> tuple[Dropped, ...]:
         ranges = union(
             held.get(row, empty_ranges()),
             snapshots.get(row, empty_ranges()),
-            *(_store(tree, stream) for path, stream in files if is_store(path)),
+            *(ranges_of_stream(survey, stream) for path, stream in files if is_store(path)),
         )
         name = f"shadow copies on {volume_name(survey.volumes[row])}"
         found.append(Dropped(name, "snapshots of the volume: the author left them out", ranges))
@@ -56,8 +54,3 @@ def _stored_bytes(tree: Tree, ranges: Ranges) -> int:
         return 0
     data = tree.source.data_ranges(int(ranges[0, 0]), int(ranges[-1, 1]))
     return total(intersect(data, ranges))
-
-
-def _store(tree: Tree, stream: int) -> Ranges:
-    size = int(tree.survey.file_size[stream])
-    return ranges_on_disk(tree.survey, stream, np.array([[0, size]], dtype=np.int64))

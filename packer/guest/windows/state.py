@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from formats.ranges import total
-from packer.guest.droppable import CURE_FOR_WINDOWS, Findings, ranges_on_disk
+from packer.guest.droppable import CURE_FOR_WINDOWS, Findings, ranges_of_stream
 from packer.guest.model import Dropped
 from packer.guest.mounts import volume_name
 from packer.guest.tree import Tree
@@ -133,15 +133,13 @@ def _judge_page_file(
 
 def _may_be_in_snapshots(tree: Tree, one: Dropped) -> bool:
     survey = tree.survey
-    rows = {row for row, _ in (*survey.held, *survey.snapshots)}
-    volumes = [survey.volumes[row] for row in rows]
+    volumes = [survey.volumes[row] for row in survey.with_snapshots]
     return any(volume.start <= int(one.ranges[0, 0]) < volume.end for volume in volumes)
 
 
 def _drop(tree: Tree, stream: int, what: str, reason: str, dropped: list[Dropped]) -> None:
     if np.count_nonzero(tree.survey.name_stream == stream) > 1:
         return  # Windows gives these files one name: by another it is somebody's document
-    size = int(tree.survey.file_size[stream])
-    ranges = ranges_on_disk(tree.survey, stream, np.array([[0, size]], dtype=np.int64))
+    ranges = ranges_of_stream(tree.survey, stream)
     if total(ranges):
         dropped.append(Dropped(what, reason, ranges))

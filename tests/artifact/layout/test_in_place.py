@@ -14,8 +14,9 @@ from packer.artifact.layout.base import Layout
 from packer.artifact.layout.directory import DirectoryLayout, DirectoryWriter
 from packer.artifact.layout.extras import Extra, Page
 from packer.artifact.layout.in_place import InPlaceWriter
+from packer.artifact.layout.left_behind import lock_folder
 from packer.artifact.layout.open import open_layout
-from packer.artifact.layout.staging import FAT_FILE_BYTES, lock_folder
+from packer.artifact.layout.staging import FAT_FILE_BYTES
 from packer.artifact.manifest import Blob, Entry
 from packer.errors import Error, InputError, InUseError, UsageError
 from tests.artifact.fake_packs import FakePack, read_everything, write_pack

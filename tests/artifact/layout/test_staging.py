@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from packer.artifact.layout.directory import DirectoryWriter
-from packer.artifact.layout.staging import take_left_behind, temporary_name
+from packer.artifact.layout.left_behind import take_left_behind, temporary_name
 from packer.artifact.layout.tar import TarWriter
 from tests.artifact.fake_packs import write_pack
 

@@ -17,8 +17,8 @@ from packer.artifact import manifest as manifests
 from packer.artifact.layout.base import COPY_BYTES, LayoutWriter
 from packer.artifact.layout.directory import DirectoryWriter
 from packer.artifact.layout.iso_writer import IsoWriter
+from packer.artifact.layout.left_behind import temporary_name
 from packer.artifact.layout.open import open_layout
-from packer.artifact.layout.staging import temporary_name
 from packer.artifact.layout.tar import TarWriter
 from packer.artifact.manifest import Blob
 from packer.errors import Error, InputError

@@ -19,10 +19,11 @@ from fixtures.windows.hive import (
     sz,
 )
 from formats.errors import Corrupt, Unsupported
-from formats.windows.hive import BINARY, DWORD_BIG_ENDIAN, LINK, SZ, Hive, fold
+from formats.windows.hive import BINARY, DWORD_BIG_ENDIAN, LINK, SZ, Hive
 from formats.windows.hive import Value as Found
 from formats.windows.hive_log import replay
 from formats.windows.hive_query import MAX_WARNINGS, Bounds, View, Wanted, query
+from formats.windows.names import fold
 from tests.formats.windows import hivex
 from tests.formats.windows.corpus import corpus, dirty_logs, needs_corpus
 from tests.formats.windows.make_hive import at_rest, in_the_middle, new_log, with_services
