@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from fixtures.boot import boot
+from fixtures.loop_devices import losetup
 from packer.media.block_tree import BlockTree
 from packer.media.device_output import MARK
 from tests.host import needs_root, run
@@ -288,9 +289,9 @@ def test_another_medium_that_gets_the_name_while_somebody_reads_the_question_is_
         asked(run_vmpack, "write", small, path, *ONLY) as (process, shown, keyboard),
     ):
         assert f"loop device on {noise}" in shown
-        run("losetup", "--detach", path)
+        losetup("--detach", path)
         other.replace(noise)
-        run("losetup", path, noise)
+        losetup(path, noise)
         os.write(keyboard, f"{path.name}\n".encode())
         _, said = process.communicate(timeout=60)
         assert process.returncode == IN_USE, said

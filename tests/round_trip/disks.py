@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fixtures.guests.workshop import SEARCH_PATH
+from fixtures.loop_devices import loop_device
 
 Range = tuple[int, int]
 CHUNK = 1 << 20
@@ -152,16 +153,13 @@ def mounted(image: Path, part: Range, folder: Path) -> Iterator[Path]:
     """A partition of an image, mounted read-only by the kernel."""
     # Not mount's own loop option: it refuses an image that another test has mounted as well.
     window = ("--offset", str(part[0]), "--sizelimit", str(part[1] - part[0]))
-    device = tool("losetup", "--find", "--show", "--read-only", *window, image).strip()
-    try:
+    with loop_device(image, "--read-only", *window) as device:
         folder.mkdir()
         tool("mount", "-o", "ro", device, folder)
         try:
             yield folder
         finally:
             tool("umount", folder)
-    finally:
-        tool("losetup", "--detach", device)
 
 
 def tree(root: Path) -> dict[str, tuple[object, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.loop_devices import losetup
 from tests.host import run
 
 MIB = 1 << 20
@@ -99,16 +99,12 @@ def whole_disk(folder: Path, raw: bytes = b"") -> Path:
 
 @contextmanager
 def loop_device(path: Path, *options: str) -> Iterator[Path]:
-    found = subprocess.run(
-        ["losetup", "--find", "--show", *options, str(path)],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if found.returncode:
-        pytest.skip(f"no loop device to be had: {found.stderr.strip()}")
-    device = Path(found.stdout.strip())
+    """A file as a block device; skipped where this host gives none."""
+    try:
+        device = Path(losetup("--find", "--show", *options, path))
+    except OSError as error:
+        pytest.skip(f"no loop device to be had: {error}")
     try:
         yield device
     finally:
-        run("losetup", "--detach", device)
+        losetup("--detach", device)
