@@ -21,7 +21,8 @@ LAYERS = (
     ("packer.sources",),
     ("packer.guest",),
     ("packer.pack", "packer.unpack"),
-    ("packer.media",),
+    ("packer.media", "packer.run"),
+    ("packer.density",),
     ("packer.inspect",),
     ("packer.cli",),
 )
