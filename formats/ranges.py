@@ -90,6 +90,41 @@ def from_bits(bits: NDArray[np.bool_], unit: int, start: int = 0) -> Ranges:
     return np.stack([firsts, ends], axis=1).astype(np.int64) * unit + start
 
 
+def meeting(
+    low: NDArray[np.int64], high: NDArray[np.int64], others: Ranges
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (row, other): each `[low, high)` with each of the sorted, disjoint ranges it meets.
+
+    In the order of the rows, and for each row in that of the others.
+    """
+    first = np.searchsorted(others[:, 1], low, side="right")
+    count = np.maximum(np.searchsorted(others[:, 0], high, side="left") - first, 0)
+    return spread(first, count)
+
+
+def spread(
+    first: NDArray[np.int64], count: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (row, place): each row with each of its `count` places from `first` on."""
+    row = np.repeat(np.arange(len(count)), count)
+    within = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    return row, first[row] + within
+
+
+def bytes_inside(
+    ranges: Ranges, start: NDArray[np.int64], end: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return how many bytes of each `[start, end)` are in the sorted, disjoint `ranges`."""
+    before = np.concatenate([[0], np.cumsum(ranges[:, 1] - ranges[:, 0])])
+
+    def up_to(place: NDArray[np.int64]) -> NDArray[np.int64]:
+        row = np.searchsorted(ranges[:, 0], place, side="right")
+        last_end = np.concatenate([[0], ranges[:, 1]])[row]
+        return before[row] - np.maximum(0, last_end - place)
+
+    return up_to(end) - up_to(start)
+
+
 def overlap_of_sorted(ranges: Ranges) -> int:
     """Return the row of the first range that begins before its predecessor ends, or -1."""
     clashes = np.flatnonzero(ranges[1:, 0] < ranges[:-1, 1])

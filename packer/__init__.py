@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from packer.artifact.layout.open import create_layout
     from packer.artifact.opened import OpenedPack
     from packer.artifact.want import WantReport, write_want
+    from packer.density.compact import CompactReport, compact
+    from packer.density.dedupe import DedupeReport, dedupe
     from packer.errors import (
         Error,
         InputError,
@@ -42,6 +44,11 @@ if TYPE_CHECKING:
     from packer.pack.against import Against, open_against
     from packer.pack.pack import PackOptions, PackReport, pack
     from packer.progress import Progress
+    from packer.run.control import Control
+    from packer.run.control_protocol import Hello, ServerStatus
+    from packer.run.ensure import ensure_server
+    from packer.run.server import Listening, Served, serve
+    from packer.run.spec import ServerAddress, ServerSpec, server_spec
     from packer.sources.base import Source
     from packer.sources.inventory import Inventory, take_inventory
     from packer.sources.open import SourceOpener, open_pack
@@ -69,6 +76,8 @@ _HOMES = {
     "packer.artifact.layout.open": ("create_layout",),
     "packer.artifact.opened": ("OpenedPack",),
     "packer.artifact.want": ("WantReport", "write_want"),
+    "packer.density.compact": ("CompactReport", "compact"),
+    "packer.density.dedupe": ("DedupeReport", "dedupe"),
     "packer.errors": (
         "Error",
         "InUseError",
@@ -90,6 +99,11 @@ _HOMES = {
     "packer.pack.against": ("Against", "open_against"),
     "packer.pack.pack": ("PackOptions", "PackReport", "pack"),
     "packer.progress": ("Progress",),
+    "packer.run.control": ("Control",),
+    "packer.run.control_protocol": ("Hello", "ServerStatus"),
+    "packer.run.ensure": ("ensure_server",),
+    "packer.run.server": ("Listening", "Served", "serve"),
+    "packer.run.spec": ("ServerAddress", "ServerSpec", "server_spec"),
     "packer.sources.base": ("Source",),
     "packer.sources.inventory": ("Inventory", "take_inventory"),
     "packer.sources.open": ("SourceOpener", "open_pack"),
@@ -111,9 +125,12 @@ _HOMES = {
 
 __all__ = [
     "Against",
+    "CompactReport",
     "ContentsMissingError",
+    "Control",
     "Copied",
     "CopyReport",
+    "DedupeReport",
     "Device",
     "Difference",
     "DryRun",
@@ -123,11 +140,13 @@ __all__ = [
     "FillReport",
     "Fit",
     "Held",
+    "Hello",
     "ImageReport",
     "InUseError",
     "InputError",
     "Inventory",
     "LayoutWriter",
+    "Listening",
     "MismatchError",
     "MissingError",
     "OldDisk",
@@ -138,6 +157,10 @@ __all__ = [
     "PolicyError",
     "PrivateKey",
     "Progress",
+    "Served",
+    "ServerAddress",
+    "ServerSpec",
+    "ServerStatus",
     "SignReport",
     "Source",
     "SourceOpener",
@@ -153,11 +176,14 @@ __all__ = [
     "WantReport",
     "WriteReport",
     "chances",
+    "compact",
     "copy_packs",
     "countersign_pack",
     "create_layout",
+    "dedupe",
     "diff_packs",
     "dry_run",
+    "ensure_server",
     "fill_list",
     "identify",
     "inspect_image",
@@ -168,6 +194,8 @@ __all__ = [
     "open_against",
     "open_pack",
     "pack",
+    "serve",
+    "server_spec",
     "summarise",
     "take_inventory",
     "unpack",

@@ -30,8 +30,11 @@ FUNCTIONS = {
     "update": ["update", "old_disk", "identify"],
     "write": ["write", "look_at"],
     "verify": ["verify"],
+    "serve": ["serve", "ensure_server", "server_spec"],
     "sign": ["countersign_pack"],
     "inventory": ["take_inventory"],
+    "dedupe": ["dedupe"],
+    "compact": ["compact"],
 }
 """What each verb calls."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from formats.boot.entry import Entry as MenuEntry
 from formats.errors import Unsupported
 
 MAX_ENTRY_BYTES = 1 << 20
@@ -37,6 +38,13 @@ class Entry:
         one = (self.linux, self.efi, self.uki, self.devicetree)
         every = (*one, *self.initrd, *self.devicetree_overlay)
         return tuple(path for path in every if path and "$" not in path)
+
+    @property
+    def menu_entry(self) -> MenuEntry | None:
+        """Return it as a line of a menu, or None when it starts no Linux kernel by itself."""
+        if not self.linux:
+            return None
+        return MenuEntry(self.title, self.linux, self.initrd, tuple(self.options.split()))
 
 
 def parse_entry(data: bytes) -> Entry:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from formats.boot.entry import Entry
 from formats.errors import Corrupt, Unsupported
 from formats.source import Source
 
@@ -124,11 +125,9 @@ def parse_config(data: bytes) -> Config:
     Nothing is executed: what lies in an `if` that is never true is listed as well.
     Raises Unsupported above 16 MiB.
     """
-    if len(data) > MAX_CONFIG_BYTES:
-        raise Unsupported("grub.cfg", 0, f"{len(data)} bytes, more than {MAX_CONFIG_BYTES}")
     references: list[Reference] = []
     uuids: list[str] = []
-    for line, words in _commands(data.decode("utf-8", "surrogateescape")):
+    for line, words in _commands(data):
         command, arguments = words[0], words[1:]
         if command in _FILE_COMMANDS:
             references.extend(_references(command, arguments, line))
@@ -137,8 +136,44 @@ def parse_config(data: bytes) -> Config:
     return Config(tuple(references), tuple(dict.fromkeys(uuids)))
 
 
-def _commands(text: str) -> Iterator[tuple[int, list[str]]]:
+_KERNEL_COMMANDS = frozenset(("linux", "linux16", "linuxefi"))
+
+
+def menu_entries(data: bytes) -> list[Entry]:
+    """Return the entries of a grub.cfg that start a Linux kernel, in the order of the menu.
+
+    Those of submenus stand among the others; what is started without a menu has no title. Nothing
+    is executed: of several kernels in the branches of one entry it is the first. Raises
+    Unsupported above 16 MiB.
+    """
+    groups: list[tuple[str, list[list[str]]]] = [("", [])]
+    for _, words in _commands(data):
+        if words[0] in ("menuentry", "submenu"):
+            groups.append((" ".join(words[1:2]), []))
+        else:
+            groups[-1][1].append(words)
+    entries = (_entry(title, commands) for title, commands in groups)
+    return [one for one in entries if one is not None]
+
+
+def _entry(title: str, commands: list[list[str]]) -> Entry | None:
+    kernel = next((one[1:] for one in commands if one[0] in _KERNEL_COMMANDS and one[1:]), None)
+    if kernel is None:
+        return None
+    named = next((one[1:] for one in commands if one[0] in _MANY_FILES), [])
+    initrds = tuple(_without_device(word) for word in named if not word.startswith("-"))
+    return Entry(title, _without_device(kernel[0]), initrds, tuple(kernel[1:]))
+
+
+def _without_device(word: str) -> str:
+    return re.sub(r"^\([^)]*\)", "", word)
+
+
+def _commands(data: bytes) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, words) of every simple command; keywords of the script are skipped."""
+    if len(data) > MAX_CONFIG_BYTES:
+        raise Unsupported("grub.cfg", 0, f"{len(data)} bytes, more than {MAX_CONFIG_BYTES}")
+    text = data.decode("utf-8", "surrogateescape")
     words: list[str] = []
     line = start = 1
     for match in _TOKEN.finditer(text):
@@ -167,7 +202,7 @@ def _unquoted(token: str) -> str:
 def _references(command: str, arguments: list[str], line: int) -> Iterator[Reference]:
     files = [word for word in arguments if not word.startswith("-")]
     for word in files if command in _MANY_FILES else files[:1]:
-        path = re.sub(r"^\([^)]*\)", "", word)
+        path = _without_device(word)
         if path and not path.startswith("+"):  # chainloader +1 is a sector, not a file
             yield Reference(command, path, "$" not in path, line)
 

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from formats.boot.entry import Entry
 from formats.errors import Corrupt, Truncated, Unsupported
 
 SECTOR_BYTES = 512
@@ -118,15 +119,52 @@ def parse_config(data: bytes) -> tuple[Reference, ...]:
 
     DEFAULT may name a label instead of a file, and is listed only when it looks like a path.
     """
+    found: list[Reference] = []
+    for number, words in _lines(data):
+        pairs = _named(words)
+        found.extend(Reference(word, path, number) for word, path in pairs if path)
+    return tuple(found)
+
+
+def menu_entries(data: bytes) -> list[Entry]:
+    """Return the labels that start a kernel, in order; raises Unsupported.
+
+    What an APPEND before the first label says is meant for all labels without one.
+    """
+    labels: list[tuple[str, dict[str, list[str]]]] = [("", {})]
+    for _, (keyword, *words) in _lines(data):
+        if keyword.upper() == "LABEL":
+            labels.append((" ".join(words), {}))
+        elif words:
+            labels[-1][1][keyword.upper()] = words
+    usual = labels[0][1].get("APPEND", [])
+    return [_entry(label, {"APPEND": usual, **said}) for label, said in labels if _kernel(said)]
+
+
+def _kernel(said: dict[str, list[str]]) -> str:
+    return " ".join((said.get("LINUX") or said.get("KERNEL") or [])[:1])
+
+
+def _entry(label: str, said: dict[str, list[str]]) -> Entry:
+    arguments = [] if said["APPEND"] == ["-"] else said["APPEND"]
+    named = [word for word in arguments if word.lower().startswith("initrd=")]
+    initrds = [" ".join(said.get("INITRD", [])), *(word[len("initrd=") :] for word in named)]
+    return Entry(
+        label,
+        _kernel(said),
+        tuple(path for one in initrds for path in one.split(",") if path),
+        tuple(word for word in arguments if word not in named),
+    )
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number, words) of each line that says something."""
     if len(data) > MAX_CONFIG_BYTES:
         raise Unsupported("syslinux configuration", 0, f"{len(data)} bytes")
-    found: list[Reference] = []
     for number, line in enumerate(data.decode("utf-8", "surrogateescape").splitlines(), 1):
         words = line.split()
         if words and not words[0].startswith("#"):
-            pairs = _named(words)
-            found.extend(Reference(word, path, number) for word, path in pairs if path)
-    return tuple(found)
+            yield number, words
 
 
 def _named(words: list[str]) -> Iterator[tuple[str, str]]:

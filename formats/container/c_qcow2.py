@@ -22,6 +22,7 @@ MIN_CLUSTER_BITS_EXTENDED = 14  # a subcluster is at least one 512-byte sector
 MAX_L1_BYTES = 32 << 20  # QCOW_MAX_L1_SIZE in block/qcow2.h
 MAX_BACKING_NAME_BYTES = 1023
 MAX_REFCOUNT_ORDER = 6
+REFCOUNT_ORDER = 4  # 16 bits a cluster: the only order of version 2, what most writers choose
 SUBCLUSTERS_PER_CLUSTER = 32
 SECTOR_BYTES = 512  # unit of a compressed cluster's stored length, whatever the guest's sectors
 
@@ -42,6 +43,7 @@ L1_OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00  # bits 9..55: host offset of the L2 tabl
 L2_OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00  # bits 9..55: host offset of the cluster, 0: unallocated
 L2_ZERO = 1 << 0  # reads as zeros; version 3 without extended entries only
 L2_COMPRESSED = 1 << 62
+COPIED = 1 << 63  # L1 and L2 entries: what they name is used once, and may be written in place
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Header:
     incompatible_features: int = 0  # 72: u64, bits 0..4 known
     compatible_features: int = 0  # 80: u64, safely ignored
     autoclear_features: int = 0  # 88: u64, concern writers only
-    refcount_order: int = 4  # 96: u32, 0..6; always 4 in version 2
+    refcount_order: int = REFCOUNT_ORDER  # 96: u32, 0..6; always 4 in version 2
     header_length: int = HEADER_V2.size  # 100: u32, bytes, >= 104, multiple of 8
     compression_type: int = 0  # 104: u8, 0 deflate, 1 zstd
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from packer.cli.interrupts import INTERRUPTED, hear_interrupts
+from packer.cli.options import VerbParser
 from packer.errors import Error
 from packer.progress import note
 from packer.text import printable
@@ -28,15 +29,29 @@ VERBS = (
     "update",
     "write",
     "verify",
+    "serve",
+    "netboot",
+    "boot-image",
     "sign",
     "key",
     "trust",
     "store",
     "inventory",
+    "dedupe",
+    "compact",
+    "run",
+    "ps",
+    "stop",
+    "rm",
+    "commit",
+    "profile",
+    "test",
+    "define",
+    "upgrade",
 )
-"""Each is a module beside this one, with `add_parser`."""
+"""Each is a module beside this one, with `add_parser`; a hyphen is "_" in its name."""
 
-BARE = {"--clean": "default", "--with-unpacker": "host"}
+BARE = {"--clean": "default", "--with-unpacker": "host", "--watch": "60"}
 """Options whose value is optional and stands only after "=", with what they mean without one."""
 
 EXIT_CODES = """\
@@ -83,9 +98,11 @@ def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
-    actions = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    actions = parser.add_subparsers(
+        dest="verb", metavar="VERB", required=True, parser_class=VerbParser
+    )
     for verb in verbs:
-        import_module(f"packer.cli.{verb}").add_parser(actions)
+        import_module(f"packer.cli.{verb.replace('-', '_')}").add_parser(actions)
     return parser
 
 

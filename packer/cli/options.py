@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from packer.artifact.trust import Verdict, judge
 from packer.artifact.trust_store import TrustStore
 from packer.cli.settings import MAX_JOBS, load_settings
 from packer.environment import KEY_PASSPHRASE
-from packer.errors import UsageError
+from packer.errors import TrustError, UsageError
 from packer.progress import Progress, for_terminal, note
 from packer.sources.store import Store
 
@@ -35,6 +36,25 @@ _IN_ENVIRONMENT = "env"
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]{0,99}")
 _A_KEY_ITSELF = re.compile("PRIVATE KEY|b3BlbnNzaC1rZXktdjE|\n")
 """What a private key in OpenSSH's format holds: its label, its magic in base64, lines."""
+
+
+class VerbParser(argparse.ArgumentParser):
+    """The parser of the command and of its verbs.
+
+    A verb that hands arguments on to another program has a default for `passed`: what follows "--"
+    stands there. (argparse gives such arguments to positional ones, if they are not taken by then.)
+    """
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse what stands before "--"."""
+        if self.get_default("passed") is None or "--" not in args:
+            return super().parse_known_args(args, namespace)
+        end = args.index("--")
+        found, unknown = super().parse_known_args(args[:end], namespace)
+        found.passed = list(args[end + 1 :])
+        return found, unknown
 
 
 def add_verb(
@@ -83,6 +103,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-unsigned", action="store_true", help="accept a pack that nobody signed"
     )
+    parser.set_defaults(identity=None)
 
 
 def add_rotation(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +230,8 @@ def accept(pack: OpenedPack, options: argparse.Namespace, *, allow_older: bool =
 
     allow_older: whatever the options say.
     """
+    if options.identity is not None:
+        return _decided_before(pack, options.identity)
     store = TrustStore()
     trusted = store.trusted()
     verdict = judge(
@@ -227,6 +250,16 @@ def accept(pack: OpenedPack, options: argparse.Namespace, *, allow_older: bool =
         note(text)
     note_expiry(verdict.config)
     return verdict
+
+
+def _decided_before(pack: OpenedPack, identity: str) -> Verdict:
+    """Return the word about a pack whose identity the user names: there is no other such pack."""
+    if pack.config_digest != identity:
+        raise TrustError(
+            f"{pack.layout.location}: expected the pack {identity}, found {pack.config_digest}",
+            hint="another version lies there now",
+        )
+    return Verdict(pack.config, pack.config_digest, frozenset(), (), ())
 
 
 def remember_use(verdict: Verdict) -> None:

@@ -38,7 +38,14 @@ class Rebuild:
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where contents may come from."""
+    """Add the options of a rebuild that say where contents may come from."""
+    add_origins(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would come from where")
+    parser.add_argument("--no-store", action="store_true", help="neither use nor fill the store")
+
+
+def add_origins(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say who has contents, and which store keeps them."""
     parser.add_argument(
         "--from",
         dest="sources",
@@ -50,9 +57,8 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         "this host's package-owned trees and what the pack names",
     )
     parser.add_argument("--offline", action="store_true", help="do not use the network by default")
-    parser.add_argument("--dry-run", action="store_true", help="print what would come from where")
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="another store")
-    parser.add_argument("--no-store", action="store_true", help="neither use nor fill the store")
+    parser.set_defaults(no_store=False)
 
 
 @contextmanager

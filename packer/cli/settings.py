@@ -3,6 +3,7 @@
 sources = ["store:", "dir:/usr", "https://mirror.example/demo/"]   # instead of the defaults
 store = "/srv/vmpack/store"
 jobs = 2
+accelerator = "tcg"                                                # of `vmpack run`
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -24,15 +26,20 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     sources: list[str] = []
     store: str = ""
     jobs: int = 0
+    accelerator: Literal["", "auto", "kvm", "hvf", "whpx", "tcg"] = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """sources: URIs to use when none is named on the command line. store: folder, or None."""
+    """sources: URIs to use when none is named on the command line. store: folder, or None.
+
+    accelerator: of VMs, "auto" to find one by trying; None when the file does not say.
+    """
 
     sources: tuple[str, ...]
     store: Path | None
     jobs: int | None
+    accelerator: Literal["auto", "kvm", "hvf", "whpx", "tcg"] | None = None
 
 
 def load_settings() -> Settings:
@@ -56,5 +63,8 @@ def load_settings() -> Settings:
     if not 0 <= found.jobs <= MAX_JOBS:
         raise UsageError(f"{path}: jobs: expected 1 to {MAX_JOBS}, found {found.jobs}")
     return Settings(
-        tuple(found.sources), Path(found.store) if found.store else None, found.jobs or None
+        tuple(found.sources),
+        Path(found.store) if found.store else None,
+        found.jobs or None,
+        found.accelerator or None,
     )

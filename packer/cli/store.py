@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from ipaddress import ip_address
 from pathlib import Path
 
 from packer import host
+from packer.cli.listening import address_and_port, in_uri, is_loopback
 from packer.cli.options import add_common, add_verb, own_store, print_json, progress_of
 from packer.errors import MismatchError, UsageError
 from packer.progress import note
@@ -54,8 +54,8 @@ def _add_token(parser: argparse.ArgumentParser) -> None:
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen",
-        type=_listen,
-        default=_listen(f"127.0.0.1:{DEFAULT_PORT}"),
+        type=address_and_port,
+        default=address_and_port(f"127.0.0.1:{DEFAULT_PORT}"),
         metavar="ADDR:PORT",
         help=f"default: 127.0.0.1:{DEFAULT_PORT}, this host only; 0.0.0.0:{DEFAULT_PORT}: others",
     )
@@ -159,33 +159,14 @@ def run_serve(options: argparse.Namespace) -> int:
 
     def started(at_port: int) -> None:
         scheme = "store+https" if secure else "store"
-        name = f"[{address}]" if ":" in address else address
-        size = format_bytes(sum(held))
-        print(f"{len(held):,} contents, {size}, at {scheme}://{name}:{at_port}/", flush=True)
-        if not secure and not _is_loopback(address):
+        size, uri = format_bytes(sum(held)), f"{scheme}://{in_uri(address)}:{at_port}/"
+        print(f"{len(held):,} contents, {size}, at {uri}", flush=True)
+        if not secure and not is_loopback(address):
             note("without --certificate whoever sees the line can read the token and the contents")
 
     served = serve(StoreHandler(store, token), address, port, context, started)
     print(f"answered {served.requests:,} requests, sent {format_bytes(served.sent_bytes)}")
     return 0
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
-
-
-def _listen(text: str) -> tuple[str, int]:
-    """Return (address, port) of ADDR:PORT; IPv6 addresses stand in brackets."""
-    address, _, port = text.rpartition(":")
-    bracketed = address.startswith("[") and address.endswith("]")
-    if not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 1 << 16):
-        raise argparse.ArgumentTypeError(f"expected ADDR:PORT, found {text!r}")
-    if not address or (":" in address and not bracketed):
-        raise argparse.ArgumentTypeError(f"expected ADDR:PORT or [ADDR]:PORT, found {text!r}")
-    return address.strip("[]"), int(port)
 
 
 def _as_json(removed: Removed, packages: RemovedPackages | None) -> dict[str, object]:

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         if options.dry_run:
             return show_plan(dry_run(rebuild.pack, rebuild.sources), as_json=options.json)
         if not device.is_new and not options.yes:
-            _ask(device, rebuild.pack.map.size)
+            ask_before_overwriting(device, rebuild.pack.map.size)
         report = write(
             rebuild.pack,
             device,
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ask(device: Device, disk_bytes: int) -> None:
+def ask_before_overwriting(device: Device, disk_bytes: int) -> None:
     """Return if what lies on the device may be lost: it is empty, or its name was typed."""
     found = look_into(device)
     if found.empty:

@@ -35,7 +35,7 @@ SYSLINUX = "SYSLINUX"
 _SYSLINUX_NAMES = frozenset(("extlinux.conf", "syslinux.cfg", "isolinux.cfg"))
 _GRUB_NAMES = frozenset(("menu.lst", "grub.conf"))
 # Where EXTLINUX looks besides /boot (doc/extlinux.txt).
-_SYSLINUX_FOLDERS = ("/", "/extlinux", "/syslinux")
+SYSLINUX_FOLDERS = ("/", "/extlinux", "/syslinux")
 
 # GRUB's commands and SYSLINUX's keywords, in lower case. Xen's modules are kernel and initramfs.
 _REASONS = {
@@ -118,7 +118,7 @@ def _configs(tree: Tree) -> Iterator[Config]:
                 language = language_of(path, on_esp=True)
                 if language:
                     yield Config(path, stream, language)
-    for folder in _SYSLINUX_FOLDERS:
+    for folder in SYSLINUX_FOLDERS:
         for name in sorted(_SYSLINUX_NAMES):
             path = f"{folder.rstrip('/')}/{name}"
             found = tree.stream_of(path)

@@ -18,14 +18,15 @@ from packer.artifact.opened import OpenedPack
 from packer.errors import Error, InUseError
 from packer.media.device import Device, look_at, refuse_if_needed, refuse_if_unfit
 from packer.media.device_output import HEAD_BYTES, DeviceOutput
-from packer.media.read_back import mismatch, read_back
+from packer.media.read_back import Damage, mismatch, read_back
 from packer.progress import Progress, Silent
 from packer.sources.base import Source
 from packer.sources.store import Store
 from packer.survey.in_use import kept_from_qemu
 from packer.text import format_bytes
 from packer.unpack.gather import Supplied
-from packer.unpack.output import Output
+from packer.unpack.output import Output, Target
+from packer.unpack.part import Part, whole
 from packer.unpack.unpack import Filled, fill
 
 _GPT_SIGNATURE = b"EFI PART"  # UEFI specification 2.10, 5.3.2: begins the header, in sector 1
@@ -71,29 +72,30 @@ def write(
     sources: Sequence[Source],
     *,
     store: Store | None = None,
+    part: Part | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> WriteReport:
     """Rebuild the pack's disk in place. Whom to trust was decided before, and what may be lost.
 
-    device: as `look_at` returned it to whoever agreed that its bytes may be lost. Sources and
-    store as for `unpack`. Raises UsageError when it does not fit, InUseError when it is used or
+    device: as `look_at` returned it to whoever agreed that its bytes may be lost. Sources, store
+    and part as for `fill`. Raises UsageError when it does not fit, InUseError when it is used or
     has changed since, MissingError when nobody has a content, MismatchError when it does not read
     back as it was written.
     """
     progress = progress or Silent()
-    jobs = jobs or os.cpu_count() or 1
+    work = _Work(pack, part or whole(pack), sources, store, jobs or os.cpu_count() or 1, progress)
     notes: list[str] = []
     if device.is_new:
-        filled = _write_new(pack, device, sources, store, jobs, progress)
+        filled = work.write_new(device)
     else:
         with _kept_from_guests(device):
             refuse(pack, device, sources, store)
-            filled, notes = _write_over(pack, device, sources, store, jobs, progress)
+            filled, notes = work.write_over(device)
     return WriteReport(
         device,
         pack.map.size,
-        int(pack.map.contents.size.sum()),
+        int(work.part.map.contents.size.sum()),
         filled.resumed_bytes,
         filled.supplied,
         tuple(notes),
@@ -111,53 +113,68 @@ def _kept_from_guests(device: Device) -> Iterator[None]:
         yield
 
 
-def _write_new(
-    pack: OpenedPack,
-    device: Device,
-    sources: Sequence[Source],
-    store: Store | None,
-    jobs: int,
-    progress: Progress,
-) -> Filled:
-    """Write a file that gets its name when it has been read back."""
-    with Output(device.path, pack.map.size) as target:
-        # What an earlier run wrote and the medium did not keep must not come from the cache.
-        os.posix_fadvise(target.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        filled = fill(pack, target, sources, store=store, jobs=jobs, progress=progress)
-        target.flush()
-        damage = read_back(target.fd, pack.map, jobs=jobs, progress=progress)
-        if damage:
-            raise mismatch(str(target.partial), damage, pack.map, pack.hints)
-        target.commit()
-    return filled
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is to be written, and how."""
 
+    pack: OpenedPack
+    part: Part
+    sources: Sequence[Source]
+    store: Store | None
+    jobs: int
+    progress: Progress
 
-def _write_over(
-    pack: OpenedPack,
-    device: Device,
-    sources: Sequence[Source],
-    store: Store | None,
-    jobs: int,
-    progress: Progress,
-) -> tuple[Filled, list[str]]:
-    disk_map, where = pack.map, str(device.path)
-    with DeviceOutput(device, disk_map.size) as target:
-        if look_at(device.path) != device:
-            raise InUseError(f"{where}: is not what it was when it was shown")
-        target.begin(f"{pack.config.ref_name} {pack.config_digest}")
-        filled = fill(pack, target, sources, store=store, jobs=jobs, progress=progress)
-        with progress.stage("flushing", 0):
+    def write_new(self, device: Device) -> Filled:
+        """Write a file that gets its name when it has been read back."""
+        with Output(device.path, self.part.map.size) as target:
+            # What an earlier run wrote and the medium did not keep must not come from the cache.
+            os.posix_fadvise(target.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            filled = self._fill(target)
             target.flush()
-        damage = read_back(target.fd, disk_map, head=target.head, jobs=jobs, progress=progress)
+            self._expect_right(str(target.partial), self._read_back(target.fd))
+            target.commit()
+        return filled
+
+    def write_over(self, device: Device) -> tuple[Filled, list[str]]:
+        """Write in place; return what its user should know about the rest of the device, too."""
+        where, what = str(device.path), f"{self.pack.config.ref_name} {self.pack.config_digest}"
+        with DeviceOutput(device, self.part.map.size) as target:
+            if look_at(device.path) != device:
+                raise InUseError(f"{where}: is not what it was when it was shown")
+            target.begin(what)
+            filled = self._fill(target)
+            with self.progress.stage("flushing", 0):
+                target.flush()
+            self._expect_right(where, self._read_back(target.fd, head=target.head))
+            target.commit()
+            damage = self._read_back(target.fd, end=HEAD_BYTES)
+            if damage:
+                target.begin(what)
+            self._expect_right(where, damage)
+            target.announce()
+            return filled, _notes(self.pack, target)
+
+    def _fill(self, target: Target) -> Filled:
+        return fill(
+            self.pack,
+            target,
+            self.sources,
+            store=self.store,
+            part=self.part,
+            jobs=self.jobs,
+            progress=self.progress,
+        )
+
+    def _read_back(
+        self, fd: int, *, head: bytes | bytearray = b"", end: int | None = None
+    ) -> list[Damage]:
+        return read_back(
+            fd, self.part.map, head=head, end=end, jobs=self.jobs, progress=self.progress
+        )
+
+    def _expect_right(self, where: str, damage: Sequence[Damage]) -> None:
         if damage:
-            raise mismatch(where, damage, disk_map, pack.hints)
-        target.commit()
-        damage = read_back(target.fd, disk_map, end=HEAD_BYTES, jobs=jobs, progress=progress)
-        if damage:
-            target.begin(f"{pack.config.ref_name} {pack.config_digest}")
-            raise mismatch(where, damage, disk_map, pack.hints)
-        target.announce()
-        return filled, _notes(pack, target)
+            raise mismatch(where, damage, self.part.map, self.part.hints())
 
 
 def _notes(pack: OpenedPack, target: DeviceOutput) -> list[str]:

@@ -9,6 +9,7 @@ stays behind.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +41,13 @@ class Carried:
     index: Index
 
 
-def carry_on(base: OpenedPack, wanted: Wanted, progress: Progress) -> Carried:
+def carry_on(
+    base: OpenedPack, wanted: Wanted, progress: Progress, *, anew: Collection[Class] = ()
+) -> Carried:
     """Return what of `base` serves the contents of its successor.
 
-    wanted: the contents that the new pack is to carry. Every one that is taken was unpacked
+    wanted: the contents that the new pack is to carry. anew: classes whose bundles stay behind,
+    besides those that are mostly dead. Every one that is taken was unpacked
     from its frame and hashed: a frame index is signed by nobody. Raises InputError for a base that
     cannot be read.
     """
@@ -53,8 +57,8 @@ def carry_on(base: OpenedPack, wanted: Wanted, progress: Progress) -> Carried:
     index = index.renumbered(base.map.contents, contents)
     near = _travel_often_enough(index, contents, classes)
     index = index.of_contents(np.intersect1d(near, source.find(wanted, deep=False).rows))
-    anew = _mostly_dead(index, contents, classes)
-    index = index.only([one for one in index.bundles if classes[one] not in anew], contents)
+    behind = {*anew, *_mostly_dead(index, contents, classes)}
+    index = index.only([one for one in index.bundles if classes[one] not in behind], contents)
     total = int(contents.size[index.content].sum())
     with progress.stage("comparing with the base", total) as advance:
         index = index.of_contents(prove(source, contents, index.content, progress=advance))

@@ -46,7 +46,7 @@ def open_cleaned(
     image: str | Path,
     what: str | None,
     *,
-    backing: Path | None,
+    backing: str | Path | None,
     drop_snapshots: bool = False,
     progress: Progress,
 ) -> Iterator[tuple[Disk, tuple[str, ...]]]:
@@ -82,7 +82,7 @@ def open_cleaned(
             yield disk, lines
 
 
-def _demand_plain(image: str | Path, backing: Path | None) -> None:
+def _demand_plain(image: str | Path, backing: str | Path | None) -> None:
     if str(image).startswith(NBD_SCHEMES):
         raise UsageError("--clean works on an image file or a block device, not on an NBD export")
     if backing is not None:

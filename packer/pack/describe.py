@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from msgspec import UNSET
 
 from formats.ranges import total
 from packer.artifact.config import (
+    Boots,
     Config,
     Disk,
     Dropped,
@@ -36,6 +38,7 @@ def describe(
     hint_bytes: bytes,
     *,
     expires: str = "",
+    boots: Boots | None = None,
 ) -> Config:
     """Return the config of a pack; the same disk and options give the same one."""
     guest = prepared.judgement.guest
@@ -78,6 +81,7 @@ def describe(
         ),
         totals=Totals(of(Class.BOOT), of(Class.PRIVATE), of(Class.SHARED)),
         warnings=printable_warnings((*prepared.judgement.errors, *prepared.judgement.warnings)),
+        boots=UNSET if boots is None else boots,
     )
 
 

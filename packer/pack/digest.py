@@ -23,6 +23,7 @@ from formats.windows.pe import PortableExecutable
 from packer.artifact.contents import BLOCK_BYTES, DIGEST_BYTES, block_starts
 from packer.guest.expected import ALGORITHMS, Catalogued, Expected
 from packer.pack.cut import Cut
+from packer.pack.earlier import Known
 
 BATCH_BYTES = 16 << 20
 BATCH_ROWS = 1024
@@ -77,15 +78,18 @@ def digest_fragments(
     reader: FragmentReader,
     expected: Sequence[Expected | None],
     *,
+    known: Known | None = None,
     with_programs: bool = False,
     jobs: int,
     progress: Callable[[int], None],
 ) -> Digests:
     """Return the digests of all fragments.
 
-    expected: for each stream of the survey, what a record says it hashes to.
+    expected: for each stream of the survey, what a record says it hashes to. known: fragments that
+    need not be read; nothing is said of whether they are what was expected.
     progress: called with the bytes hashed since the last call, by any thread.
     """
+    held: list[int] = [-1] * len(cut.size) if known is None else known.content.tolist()
     sizes: list[int] = cut.size.tolist()
     streams: list[int] = cut.stream.tolist()
     fragments_of_stream = np.bincount(cut.stream[cut.stream >= 0], minlength=len(expected))
@@ -95,10 +99,14 @@ def digest_fragments(
         part = _Part()
         for row in range(*bounds):
             is_file = streams[row] >= 0 and whole[streams[row]]
-            wanted = expected[streams[row]] if is_file else None
-            hashed = _hash(_Fragment(reader, row, sizes[row]), wanted, progress)
+            if known is not None and held[row] >= 0:
+                hashed = _recalled(known, held[row])
+            else:
+                wanted = expected[streams[row]] if is_file else None
+                hashed = _hash(_Fragment(reader, row, sizes[row]), wanted, progress)
             part.add(row, hashed, with_program=with_programs and is_file)
-        progress(sum(size for size in sizes[bounds[0] : bounds[1]] if size <= BLOCK_BYTES))
+        small = (row for row in range(*bounds) if held[row] < 0 and sizes[row] <= BLOCK_BYTES)
+        progress(sum(sizes[row] for row in small))
         return part
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -149,6 +157,19 @@ class _Part:
         self.owned.append(hashed.owned)
         if with_program and hashed.key is not None:
             self.programs.append((row, *hashed.key))
+
+
+def _recalled(known: Known, content: int) -> _Hashed:
+    """Return what a fragment is that is known to be a content of an earlier pack."""
+    contents = known.contents
+    first, end = contents.block_start[content : content + 2].tolist()
+    key = known.programs.of(content)
+    return _Hashed(
+        contents.digest[content].tobytes(),
+        contents.blocks[first:end].tobytes(),
+        owned=False,
+        key=None if key is None else ImageKey(*key),
+    )
 
 
 def _hash(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formats.filesystem.model import PLAIN
-from formats.ranges import Ranges, empty_ranges, union
+from formats.ranges import bytes_inside, empty_ranges, union
 from packer.artifact.contents import Class, Contents, block_starts, digest_keys
 from packer.artifact.hints import MAX_PATH_BYTES, Hints
 from packer.artifact.map import Kind, Map
@@ -57,7 +57,7 @@ def classify(
             inside = (begins >= volume.start) & (begins + cut.size <= volume.end)
             classes[inside & ~of_stream] = Class.PRIVATE
     held = union(empty_ranges(), *(ranges for _, ranges in survey.held))
-    only_held = _bytes_inside(held, begins, begins + cut.size) == cut.size
+    only_held = bytes_inside(held, begins, begins + cut.size) == cut.size
     classes[only_held & ~of_stream] = Class.PRIVATE
     stream = cut.stream[of_stream]
     shipped = judgement.package[stream] >= 0
@@ -66,20 +66,6 @@ def classify(
     of_files = np.where(shared, Class.SHARED, Class.PRIVATE)
     classes[of_stream] = np.where(judgement.boot[stream] >= 0, Class.BOOT, of_files)
     return classes
-
-
-def _bytes_inside(
-    ranges: Ranges, start: NDArray[np.int64], end: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return how many bytes of each `[start, end)` are in the set."""
-    before = np.concatenate([[0], np.cumsum(ranges[:, 1] - ranges[:, 0])])
-
-    def up_to(place: NDArray[np.int64]) -> NDArray[np.int64]:
-        row = np.searchsorted(ranges[:, 0], place, side="right")
-        last_end = np.concatenate([[0], ranges[:, 1]])[row]
-        return before[row] - np.maximum(0, last_end - place)
-
-    return up_to(end) - up_to(start)
 
 
 def draw(size: int, cut: Cut, digests: Digests, classes: NDArray[np.uint8]) -> Drawing:

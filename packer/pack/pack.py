@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from msgspec import UnsetType
 from numpy.typing import NDArray
 
+from formats.container.flat import FlatDisk
+from formats.ranges import Ranges, empty_ranges
 from packer.artifact import config as configs
 from packer.artifact import manifest as manifests
-from packer.artifact.config import Config
-from packer.artifact.contents import Class
+from packer.artifact.config import Boots, Config
+from packer.artifact.contents import Class, Contents, digest_keys
 from packer.artifact.deltas import encode_deltas
 from packer.artifact.hints import encode_hints
 from packer.artifact.index import Index, encode_index, no_frames
@@ -33,10 +36,12 @@ from packer.pack.bundle import write_bundles
 from packer.pack.clean import open_cleaned
 from packer.pack.delta import Gain, write_deltas
 from packer.pack.describe import APT, describe, unlisted_bytes
-from packer.pack.prepare import Prepared, Resolve, prepare
+from packer.pack.earlier import Boot, Earlier, changed_ranges
+from packer.pack.prepare import Prepared, Resolve, follow_touched, prepare
 from packer.pack.published import demand_nothing_private, find_published
 from packer.progress import Progress, Silent
 from packer.sources.base import Wanted
+from packer.survey.disk import Disk
 
 TABLE_LEVEL = 19
 """zstd level of map, hints and index: small, and in every copy."""
@@ -57,7 +62,10 @@ class PackOptions:
     travel with it. thin: leave shared contents out. base: the pack whose bundles are carried on.
     delta: add patches against the base's files. keep_free: keep what the guest's file systems call
     free. drop_snapshots: leave volume shadow copies out. incomplete: pack a guest that will not
-    start. allow, strict: see packer.guest.privacy.sift and demand_nothing_private. review: is told
+    start. on_base: the disk is the base's, or an overlay on it (see packer.pack.earlier); of shared
+    contents the pack carries what the base's copy does. touched: ranges of the disk (bytes) that
+    boots were seen to read, which become the boot class. boots: what the config says of that.
+    allow, strict: see packer.guest.privacy.sift and demand_nothing_private. review: is told
     what looks private before anything is packed.
     """
 
@@ -72,13 +80,16 @@ class PackOptions:
     keep_free: bool = False
     drop_snapshots: bool = False
     incomplete: bool = False
+    on_base: bool = False
+    touched: Ranges | None = None
+    boots: Boots | None = None
     clean: str | None = None
     against: Sequence[Against] = ()
     resolve: Resolve | None = None
     allow: Sequence[str] = ()
     strict: bool = False
     review: Callable[[Review], None] | None = None
-    backing: Path | None = None
+    backing: str | Path | None = None
     replace: bool = False
     levels: dict[Class, int] = field(default_factory=lambda: dict(LEVELS))
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -157,12 +168,17 @@ def pack(
             incomplete=options.incomplete,
             against=options.against,
             resolve=options.resolve,
+            earlier=_earlier(disk, options, progress),
             jobs=options.jobs,
             progress=progress,
         )
-        classes = prepared.map.contents.classes
-        wanted = classes != Class.SHARED if options.thin else np.ones(len(classes), dtype=bool)
+        wanted = _wanted(prepared.map.contents, options)
         privacy = _review(prepared, wanted, options)
+        if options.touched is not None:
+            prepared, parent = follow_touched(
+                prepared, options.touched, jobs=options.jobs, progress=progress
+            )
+            wanted = wanted[parent] | (prepared.map.contents.classes != Class.SHARED)
         written = _write_contents(writer, prepared, wanted, options, progress)
         disk.check_unchanged()
         config, manifest = _write_tables(writer, prepared, written, options, keys)
@@ -198,6 +214,32 @@ class _Written:
     gain: Gain
 
 
+def _earlier(disk: Disk, options: PackOptions, progress: Progress) -> Earlier | None:
+    """Return what is known of a disk that stands on the base."""
+    base = options.base
+    if not options.on_base or base is None:
+        return None
+    boot = Boot.BY_RULE if isinstance(base.config.boots, UnsetType) else Boot.PROVEN
+    if options.touched is not None:
+        boot = Boot.FORGOTTEN
+    changed = empty_ranges()
+    if isinstance(disk.source, FlatDisk):
+        changed = changed_ranges(disk.source, progress)
+    return Earlier(base.map, base.hints, changed, boot)
+
+
+def _wanted(contents: Contents, options: PackOptions) -> NDArray[np.bool_]:
+    """Return which contents the pack is to carry: bool[n]."""
+    wanted = np.asarray(contents.classes != Class.SHARED)
+    base = options.base
+    if options.thin:
+        return wanted
+    if base is None or not options.on_base or len(base.index.content) == len(base.map.contents):
+        return np.ones(len(contents), dtype=bool)
+    held = digest_keys(base.map.contents.digest[base.index.content])
+    return np.asarray(wanted | np.isin(digest_keys(contents.digest), held))
+
+
 def _review(prepared: Prepared, wanted: NDArray[np.bool_], options: PackOptions) -> Review:
     """Tell the author what looks private, before anything is packed."""
     published = find_published(prepared, wanted, keep_free=options.keep_free)
@@ -218,7 +260,9 @@ def _write_contents(
 ) -> _Written:
     """Write the wanted contents: the base's bundles, new ones, patches."""
     contents = prepared.map.contents
-    carried = _carry_on(options.base, writer, prepared, wanted, progress)
+    # What is no longer boot must not go on in the boot bundle, which all copies carry.
+    anew = () if options.touched is None else (Class.BOOT,)
+    carried = _carry_on(options.base, writer, prepared, wanted, anew, progress)
     new = wanted.copy()
     new[carried.index.content] = False
     with progress.stage("compressing", int(contents.size[new].sum())) as advance:
@@ -246,13 +290,14 @@ def _carry_on(
     writer: LayoutWriter,
     prepared: Prepared,
     wanted: NDArray[np.bool_],
+    anew: Collection[Class],
     progress: Progress,
 ) -> Carried:
     """Copy what is carried on of a base; nothing without one."""
     if base is None:
         return Carried({}, no_frames())
     asked = Wanted(prepared.map.contents, np.flatnonzero(wanted), prepared.hints)
-    carried = carry_on(base, asked, progress)
+    carried = carry_on(base, asked, progress, anew=anew)
     blobs = list(dict.fromkeys(carried.bundles.values()))
     total = sum(blob.size for blob in blobs)
     writer.check_room(blobs)
@@ -296,6 +341,7 @@ def _write_tables(
         map_bytes,
         hint_bytes,
         expires=options.expires,
+        boots=options.boots,
     )
     blob = writer.add(configs.encode(config))
     manifest = manifests.build(

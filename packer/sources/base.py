@@ -157,6 +157,29 @@ class Learning(Protocol):
 
 
 @runtime_checkable
+class Blockwise(Protocol):
+    """A source that can send single pieces of the contents that it has offered."""
+
+    def fetch_blocks(self, rows: NDArray[np.int64], blocks: NDArray[np.int64]) -> Iterator[Bytes]:
+        """Yield pieces `blocks[i]` of contents `rows[i]`, in any order.
+
+        Pieces of other wanted contents that travel with them come, too. What cannot be had after
+        all is left out. Raises SourceError when the source breaks.
+        """
+
+    def cost_of_blocks(self, rows: NDArray[np.int64], blocks: NDArray[np.int64]) -> int:
+        """Return how many bytes travel for these pieces of contents that were offered."""
+
+
+@runtime_checkable
+class Renewable(Protocol):
+    """A source that remembers what could not be had from it."""
+
+    def renew(self) -> None:
+        """Forget that: by now it may be otherwise. Nobody is asking it at this time."""
+
+
+@runtime_checkable
 class Provable(Protocol):
     """A source that can tell for certain, without handing anything over."""
 

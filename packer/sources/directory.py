@@ -174,8 +174,10 @@ class DirectorySource:
         """
         with self._lock:
             served = np.array(self._served, dtype=np.int64).reshape(-1, 7)
+            told = np.isin(served[:, 0], rows)
+            self._served = array("q", served[~told].tobytes())
             contents = self._contents
-        served = served[np.isin(served[:, 0], rows)]
+        served = served[told]
         if contents is None or len(served) == 0:
             return
         row, start, stamp = served[:, 0], served[:, 1], served[:, 2:]
@@ -187,6 +189,10 @@ class DirectorySource:
                 self._candidates = self._candidates.take(np.array(keep, dtype=bool))
         elif self._memory is not None:
             self._memory.remember(stamp, start, contents.size[row], contents.digest[row])
+
+    def renew(self) -> None:
+        """Look at folders anew: files may have come."""
+        self._tree.forget()
 
     def close(self) -> None:
         """Close ROOT; the memory belongs to the caller."""

@@ -6,7 +6,7 @@ Asked only for shared contents: no other ever get into a store. See store_protoc
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.artifact.contents import DIGEST_BYTES, Class, Contents
+from packer.artifact.contents import BLOCK_BYTES, DIGEST_BYTES, Class, Contents
 from packer.errors import Error, UsageError
-from packer.sources.base import Bytes, Offers, Piece, SourceError, Wanted, sent_offers
+from packer.sources.base import Bytes, Offers, SourceError, Wanted, sent_offers
 from packer.sources.store_protocol import (
     CONTENTS_PATH,
     DEFAULT_PORT,
@@ -86,19 +86,41 @@ class NeighbourSource:
                 self._asked[part] = True
             return sent_offers(rows[self._held[rows]], contents.size)
 
-    def fetch(self, rows: Rows) -> Iterator[Piece]:
+    def fetch(self, rows: Rows) -> Iterator[Bytes]:
         """Yield the pieces of contents, in any order; what is gone there is left out."""
+        contents = self._contents
+        if contents is not None:
+            yield from self._fetch(contents, _pieces_of(contents, rows))
+
+    def fetch_blocks(self, rows: Rows, blocks: Rows) -> Iterator[Bytes]:
+        """Yield these pieces of contents, in any order; what is gone there is left out."""
+        contents = self._contents
+        if contents is not None:
+            yield from self._fetch(contents, zip(rows.tolist(), blocks.tolist(), strict=True))
+
+    def cost_of_blocks(self, rows: Rows, blocks: Rows) -> int:
+        """Return how long these pieces are: they are sent as they are."""
+        if self._contents is None:
+            return 0
+        start = blocks * BLOCK_BYTES
+        return int(np.minimum(self._contents.size[rows] - start, BLOCK_BYTES).sum())
+
+    def renew(self) -> None:
+        """Ask about everything again."""
+        with self._lock:
+            self._asked[:] = False
+
+    def _fetch(self, contents: Contents, pieces: Iterable[tuple[int, int]]) -> Iterator[Bytes]:
         from packer.transport.calls import Call, in_parallel
 
-        contents = self._contents
-        if contents is None or len(rows) == 0:
+        batches = list(_batches(contents, pieces))
+        if not batches:
             return
-        batches = list(_batches(contents, rows))
-        pieces = in_parallel(batches, self._ask, Call(), CONNECTIONS, self._url)
-        with closing(pieces):
+        found = in_parallel(batches, self._ask, Call(), CONNECTIONS, self._url)
+        with closing(found):
             while True:
                 try:
-                    piece = next(pieces, None)
+                    piece = next(found, None)
                 except Error as error:
                     raise self._broken(error) from error
                 if piece is None:
@@ -175,19 +197,25 @@ def _address(uri: str) -> tuple[str, str]:
     return f"{_SCHEMES[parts.scheme]}://{address}", address
 
 
-def _batches(contents: Contents, rows: Rows) -> Iterator[list[_Block]]:
-    """Yield the blocks of contents as lists that are worth one question each."""
+def _pieces_of(contents: Contents, rows: Rows) -> Iterator[tuple[int, int]]:
+    """Yield (row, block) of all pieces of contents."""
+    for row in rows.tolist():
+        for block in range(contents.block_count(row)):
+            yield row, block
+
+
+def _batches(contents: Contents, pieces: Iterable[tuple[int, int]]) -> Iterator[list[_Block]]:
+    """Yield pieces, (row, block), as lists that are worth one question each."""
     batch: list[_Block] = []
     size = 0
-    for row in rows.tolist():
+    for row, block in pieces:
         digest = contents.digest[row].tobytes()
         assert len(digest) == DIGEST_BYTES
-        for block in range(contents.block_count(row)):
-            start, end = contents.block_bounds(row, block)
-            if batch and (size + end - start > BATCH_BYTES or len(batch) == MOST_PIECES):
-                yield batch
-                batch, size = [], 0
-            batch.append(_Block(row, block, AskedPiece(digest, start, end - start)))
-            size += end - start
+        start, end = contents.block_bounds(row, block)
+        if batch and (size + end - start > BATCH_BYTES or len(batch) == MOST_PIECES):
+            yield batch
+            batch, size = [], 0
+        batch.append(_Block(row, block, AskedPiece(digest, start, end - start)))
+        size += end - start
     if batch:
         yield batch

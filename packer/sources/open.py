@@ -218,7 +218,7 @@ class SourceOpener:
         self._opened.extend(sources)
         return list(sources)
 
-    def _other_pack(self, uri: str, location: str) -> Source:
+    def _other_pack(self, uri: str, location: str) -> PackSource:
         packs = open_packs(location)
         try:
             other = packs[0] if self._pack is None else nearest(self._pack, packs)

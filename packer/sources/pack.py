@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from packer.artifact.contents import BLOCK_BYTES, Contents, digest_keys
 from packer.artifact.index import Index, frame_counts
-from packer.artifact.layout.base import Layout
+from packer.artifact.layout.base import Layout, Renewing
 from packer.artifact.zstd import decompress
 from packer.errors import Error, InputError
-from packer.sources.base import Bytes, Offers, Piece, SourceError, Wanted
+from packer.sources.base import Bytes, Offers, SourceError, Wanted
 
 Rows = NDArray[np.int64]
 
@@ -31,9 +31,10 @@ class PackSource:
         self._index = index
         self._wanted: Contents | None = None
         self._entry = np.empty(0, dtype=np.int64)
-        self._held = np.array(
-            [layout.blob_size(digest) is not None for digest in index.bundles], dtype=bool
-        )
+        self._row_of_entry = np.empty(0, dtype=np.int64)
+        self._by_frame = np.argsort(index.first_frame, kind="stable")
+        self._begin = index.first_frame[self._by_frame]
+        self._held = self._bundles_here()
 
     @property
     def local(self) -> bool:
@@ -60,17 +61,63 @@ class PackSource:
             cost, group_bytes = np.zeros_like(cost), np.zeros_like(group_bytes)
         return Offers(rows, cost, groups, group_bytes)
 
-    def fetch(self, rows: Rows) -> Iterator[Piece]:
+    def fetch(self, rows: Rows) -> Iterator[Bytes]:
         """Yield the pieces of the given contents, frame by frame in bundle order."""
-        index = self._index
         entry = self._entry[rows]
-        count = frame_counts(self._contents.size[index.content[entry]])
-        frame = np.repeat(index.first_frame[entry], count)
+        count = frame_counts(self._contents.size[self._index.content[entry]])
+        frame = np.repeat(self._index.first_frame[entry], count)
         frame += np.arange(len(frame)) - np.repeat(np.cumsum(count) - count, count)
+        yield from self._fetch_frames(frame, np.repeat(np.arange(len(rows)), count), rows, entry)
+
+    def fetch_blocks(self, rows: Rows, blocks: Rows) -> Iterator[Bytes]:
+        """Yield the given pieces, and all other wanted contents that lie in the same frames."""
+        index, entry = self._index, self._entry
+        frames = np.unique(index.first_frame[entry[rows]] + blocks)
+        frame, members = self._entries_in(frames)
+        row = self._row_of_entry[members]
+        frame, members, row = frame[row >= 0], members[row >= 0], row[row >= 0]
+        yield from self._fetch_frames(frame, np.arange(len(row)), row, members)
+
+    def cost_of_blocks(self, rows: Rows, blocks: Rows) -> int:
+        """Return how long the frames are in which these pieces lie; 0 if they do not travel."""
+        frames = np.unique(self._index.first_frame[self._entry[rows]] + blocks)
+        return 0 if self.local else int(self._index.stored_bytes[frames].sum())
+
+    def renew(self) -> None:
+        """Look again which bundles are there."""
+        if isinstance(self._layout, Renewing):
+            self._layout.renew()
+        self._held = self._bundles_here()
+        self._wanted = None
+
+    def close(self) -> None:
+        """Close the layout."""
+        self._layout.close()
+
+    def _bundles_here(self) -> NDArray[np.bool_]:
+        sizes = map(self._layout.blob_size, self._index.bundles)
+        return np.array([size is not None for size in sizes], dtype=bool)
+
+    def _entries_in(self, frames: Rows) -> tuple[Rows, Rows]:
+        """Return (frame, entry) of what begins in frames, or goes on there. frames: sorted."""
+        low = np.searchsorted(self._begin, frames)
+        high = np.searchsorted(self._begin, frames, side="right")
+        alone = low == high  # no content begins there: one goes on, whose entry is the one before
+        low = np.where(alone, low - 1, low)
+        count = high - low
+        place = np.repeat(low, count) + np.arange(count.sum())
+        place -= np.repeat(np.cumsum(count) - count, count)
+        return np.repeat(frames, count), self._by_frame[place]
+
+    def _fetch_frames(self, frame: Rows, owner: Rows, rows: Rows, entry: Rows) -> Iterator[Bytes]:
+        """Yield the pieces in frames. frame, owner: that a part of `rows[owner]` lies in `frame`.
+
+        entry: where in the index each of `rows` is.
+        """
+        index = self._index
         order = np.argsort(frame, kind="stable")
-        owner = np.repeat(np.arange(len(rows)), count)[order]
         frames, begins = np.unique(frame[order], return_index=True)
-        members = np.split(owner, begins[1:])
+        members = np.split(owner[order], begins[1:])
         bundle_of_frame = index.bundle[frames]
         absent: SourceError | None = None
         for bundle in np.unique(bundle_of_frame).tolist():
@@ -87,10 +134,6 @@ class PackSource:
         if absent is not None:
             raise absent
 
-    def close(self) -> None:
-        """Close the layout."""
-        self._layout.close()
-
     def _fetch_bundle(
         self,
         bundle: int,
@@ -99,7 +142,7 @@ class PackSource:
         members: list[Rows],
         rows: Rows,
         entry: Rows,
-    ) -> Iterator[Piece]:
+    ) -> Iterator[Bytes]:
         index = self._index
         ranges = list(
             zip(
@@ -155,4 +198,8 @@ class PackSource:
                 # A digest that is the same for another size is a lie of this pack's map.
                 same = (own[match] == keys) & (self._contents.size[match] == wanted.size)
                 self._entry[same] = held[match[same]]
+        row_of_entry = np.full(len(self._index.content), -1, dtype=np.int64)
+        found = np.flatnonzero(self._entry >= 0)
+        row_of_entry[self._entry[found]] = found
+        self._row_of_entry = row_of_entry
         self._wanted = wanted

@@ -2,6 +2,7 @@
 
     FOLDER/sha256/ab/cdef…      one object a content, mode 0444, named by 2 + 62 hex digits
     FOLDER/tmp/…                objects being written, each locked by its writer
+    FOLDER/partial/…            contents of which some blocks are here; see packer.sources.partial
     FOLDER/leases/…             what somebody relies on; see packer.sources.leases
     FOLDER/lock                 taken shared to lease, exclusively to collect
 
@@ -39,6 +40,7 @@ from packer.clone import Cloner
 from packer.sources.base import FileRange, Offers, Wanted, free_offers
 from packer.sources.leases import Leases
 from packer.sources.memory import hash_range
+from packer.sources.partial import PartialObject, Partials
 from packer.sources.store_files import (
     CREATE_FLAGS,
     OBJECTS,
@@ -106,6 +108,7 @@ class Store:
         usual = folder.absolute() == (host.data_dir() / "store").absolute()
         self.uri = "store:" if usual else f"store:{folder}"
         self.leases = Leases(folder)
+        self.partials = Partials(folder)
         self._objects = folder / OBJECTS
         self._temporary = folder / TEMPORARY
         self._cloner = Cloner()
@@ -166,6 +169,22 @@ class Store:
                 return False
             keep()
         return True
+
+    def take_in(self, path: Path, fd: int, digest: bytes, size: int) -> bool:
+        """Make a file of the store's own folder, open as `fd`, the object of that name.
+
+        Returns False when it is not that content, or lies there no more.
+        """
+        with store_errors(self.folder):
+            if hash_range(fd, 0, size) != digest:
+                return False
+            status = _status(path)
+            if status is None or not os.path.samestat(status, os.fstat(fd)):
+                return False
+            os.fchmod(fd, 0o444)
+            self._make_prefix(digest.hex()[:2])
+            path.rename(self.path_of(digest))
+            return True
 
     def open_object(self, digest: bytes, size: int) -> int | None:
         """Return a descriptor of an object of this name and size, or None; it is not read.
@@ -305,20 +324,25 @@ class Store:
 
         max_bytes: remove the least recently used until no more is left (leased contents may be
         more than that). older_than_seconds: remove what was not used for so long. everything: all.
-        Without a rule only left-overs go. Raises StoreError.
+        Partial objects are collected like whole ones. Without a rule only left-overs go. Raises
+        StoreError.
         """
         with store_errors(self.folder), locked(self.folder, fcntl.LOCK_EX):
             leases = self.leases.leased()
             left_over = self._remove_left_overs()
             self.leases.forget_ended()
             kept = {one.tobytes() for table in leases.values() for one in table}
-            objects = sorted(self.list(), key=lambda one: (one.used_ns, one.digest))
+            objects: list[StoredObject | PartialObject] = [*self.list(), *self.partials.list()]
+            objects.sort(key=lambda one: (one.used_ns, one.digest))
             free = [one for one in objects if one.digest not in kept]
             total = sum(one.size for one in objects)
             if not everything:
                 free = named_by_rules(free, total, max_bytes, older_than_seconds)
             for one in free:
-                self._remove(one.digest)
+                if isinstance(one, PartialObject):
+                    self.partials.remove(one)
+                else:
+                    self._remove(one.digest)
         gone = sum(one.size for one in free)
         digests = tuple(one.digest for one in free)
         return Removed(digests, gone, left_over, len(objects) - len(free), total - gone)

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 from packer.clone import Cloner
 from packer.sources.base import SourceError
 
-OBJECTS, TEMPORARY, LEASES = "sha256", "tmp", "leases"
+OBJECTS, TEMPORARY, LEASES, PARTIAL = "sha256", "tmp", "leases", "partial"
 """The folders of a store."""
 
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -59,7 +59,7 @@ def make_folders(folder: Path) -> None:
     """Make a store; what it holds may be private, so nobody else may look into it."""
     check_folder(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in (TEMPORARY, OBJECTS, LEASES):
+    for name in (TEMPORARY, OBJECTS, LEASES, PARTIAL):
         (folder / name).mkdir(mode=0o700, exist_ok=True)
 
 

@@ -114,6 +114,11 @@ class Tree:
         """Close ROOT."""
         os.close(self.fd)
 
+    def forget(self) -> None:
+        """Look at folders anew; nobody uses the tree at this time."""
+        self._folders, self._kinds, self._spellings = {"": ""}, {}, {}
+        self._names_kept = 0
+
     def names_of(self, path: str) -> tuple[str, ...]:
         """Return the paths below ROOT where a guest path may lie, the likelier one first."""
         inside = str(self.root).rstrip("/") + "/"

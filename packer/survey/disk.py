@@ -121,14 +121,15 @@ class Disk:
 def open_disk(
     path: str | Path,
     *,
-    backing: Path | None = None,
+    backing: str | Path | None = None,
     allow_in_use: bool = False,
     container: str | None = None,
     limits: Limits | None = None,
 ) -> Disk:
     """Open a disk image, a block device, or an `nbd://` or `nbd+unix://` URI for reading.
 
-    backing: the file that a qcow2 overlay lies on; what its header says is never opened.
+    backing: what a qcow2 overlay lies on, a file or an NBD URI; what its header says is never
+    opened.
     allow_in_use: read it even if somebody uses it; what comes out may then be no state that the
     disk was ever in. container: what the file is, instead of looking (a guest that writes a
     qcow2 header to its first sector makes a raw disk look like one).
@@ -149,7 +150,7 @@ def open_disk(
         raise
 
 
-def _open_nbd(uri: str, backing: Path | None, stack: ExitStack) -> Disk:
+def _open_nbd(uri: str, backing: str | Path | None, stack: ExitStack) -> Disk:
     if backing is not None:
         raise UsageError("an NBD export has no backing file")
     source = NbdSource(uri)
@@ -166,7 +167,7 @@ class _Opener:
         self.limits = limits
         self.stack = stack
 
-    def open(self, container: str | None, backing: Path | None) -> Disk:
+    def open(self, container: str | None, backing: str | Path | None) -> Disk:
         self._demand_idle(self.path)
         file = self.stack.enter_context(FileSource(self.path))
         container = container or detect(file)
@@ -185,7 +186,7 @@ class _Opener:
             hint=f"convert it: qemu-img convert -f {container} -O qcow2 …",
         )
 
-    def _open_qcow2(self, file: FileSource, backing: Path | None) -> Disk:
+    def _open_qcow2(self, file: FileSource, backing: str | Path | None) -> Disk:
         below = None
         if backing is not None:
             below = open_disk(backing, allow_in_use=self.allow_in_use, limits=self.limits)

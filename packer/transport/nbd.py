@@ -9,11 +9,11 @@ kept, and a wrong byte ends the connection.
 from __future__ import annotations
 
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from struct import Struct
 from typing import Final, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -22,26 +22,13 @@ import numpy as np
 from formats.ranges import Ranges, as_ranges, clip, empty_ranges, union
 from formats.source import check_bounds
 from packer.errors import InputError, UsageError
-
-DEFAULT_PORT = 10809
-MAX_READ_BYTES = 32 << 20
-"""A client may not ask for more at once unless the server says so ("Block size constraints")."""
+from packer.transport import nbd_wire as wire
+from packer.transport.nbd_wire import MAX_READ_BYTES
 
 CONNECT_SECONDS = 10.0
 REPLY_SECONDS = 120.0
 """For a whole reply, however steadily it drips; 32 MiB at the most."""
 
-_NBDMAGIC = 0x4E42444D41474943
-_IHAVEOPT = 0x49484156454F5054
-_OPTION_REPLY = 0x0003E889045565A9
-_REQUEST = 0x25609513
-_SIMPLE_REPLY = 0x67446698
-_STRUCTURED_REPLY = 0x668E33EF
-
-_FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
-_OPT_GO, _OPT_STRUCTURED_REPLY, _OPT_SET_META_CONTEXT = 7, 8, 10
-_REP_ACK, _REP_INFO, _REP_META_CONTEXT = 1, 3, 4
-_REP_ERROR = 1 << 31
 _REP_ERRORS = {
     1: "does not know the option",
     2: "forbids it",
@@ -50,19 +37,12 @@ _REP_ERRORS = {
     6: "has no such export",
     7: "is shutting down",
 }
-_INFO_EXPORT, _INFO_BLOCK_SIZE = 0, 3
-_CMD_READ, _CMD_DISC, _CMD_BLOCK_STATUS = 0, 2, 7
-_FLAG_DONE = 1
-_TYPE_NONE, _TYPE_DATA, _TYPE_HOLE, _TYPE_STATUS, _TYPE_ERROR = 0, 1, 2, 5, 1 << 15
-_STATE_ZERO = 2
 
-_ALLOCATION = b"base:allocation"
-_MAX_NAME_BYTES = 4096  # "the maximum length of a string"
 _MAX_OPTION_BYTES = 1 << 16
 _MAX_OPTION_REPLIES = 256
 _MAX_MIN_BLOCK_BYTES = 1 << 16
 _MAX_SIZE_BYTES = 1 << 60
-_MAX_ERROR_BYTES = 14 + _MAX_NAME_BYTES
+_MAX_ERROR_BYTES = 14 + wire.MAX_STRING_BYTES
 _STATUS_SPAN_BYTES = 1 << 30
 _MAX_STATUS_BYTES = 4 + 8 * (1 << 20)
 _MAX_STATUS_REQUESTS = 1 << 16
@@ -81,7 +61,7 @@ class Address:
     export: str
     socket_path: str = ""
     host: str = ""
-    port: int = DEFAULT_PORT
+    port: int = wire.DEFAULT_PORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +82,16 @@ def parse_uri(uri: str) -> Address:
     """
     parts = urlsplit(uri)
     export = unquote(parts.path.removeprefix("/"))
-    if len(export.encode("utf-8", "surrogateescape")) > _MAX_NAME_BYTES:
-        raise UsageError(f"the export's name in {uri!r} is longer than {_MAX_NAME_BYTES} bytes")
+    if len(export.encode("utf-8", "surrogateescape")) > wire.MAX_STRING_BYTES:
+        most = wire.MAX_STRING_BYTES
+        raise UsageError(f"the export's name in {uri!r} is longer than {most} bytes")
     if parts.scheme == "nbd+unix":
         paths = parse_qs(parts.query).get("socket", [])
         if len(paths) != 1:
             raise UsageError(f"{uri!r} names no socket", hint="nbd+unix:///EXPORT?socket=PATH")
         return Address(export, socket_path=paths[0])
     try:
-        port = parts.port or DEFAULT_PORT
+        port = parts.port or wire.DEFAULT_PORT
     except ValueError as error:
         raise UsageError(f"{uri!r}: {error}") from error
     if parts.scheme != "nbd" or not parts.hostname:
@@ -173,7 +154,7 @@ class NbdSource:
         """Say goodbye and close the connection; later reads fail."""
         with self._lock:
             if self._pipe.is_open:
-                self._request(_CMD_DISC, 0, 0)
+                self._request(wire.CMD_DISC, 0, 0)
             self._pipe.close()
 
     def __enter__(self) -> Self:
@@ -184,27 +165,29 @@ class NbdSource:
 
     def _request(self, command: int, offset: int, length: int) -> None:
         self._cookie += 1
-        self._pipe.send(struct.pack(">IHHQQI", _REQUEST, 0, command, self._cookie, offset, length))
+        self._pipe.send(
+            wire.REQUEST.pack(wire.REQUEST_MAGIC, 0, command, self._cookie, offset, length)
+        )
 
     def _read(self, offset: int, into: memoryview) -> None:
-        self._request(_CMD_READ, offset, len(into))
+        self._request(wire.CMD_READ, offset, len(into))
         if not self._terms.structured:
             self._simple_reply()
             self._pipe.receive_into(into)
             return
         done: list[tuple[int, int]] = []
         for kind, length in self._chunks():
-            if kind == _TYPE_DATA and length > 8:
+            if kind == wire.REPLY_TYPE_OFFSET_DATA and length > 8:
                 at = self._position(offset, length - 8, len(into))
                 self._pipe.receive_into(into[at : at + length - 8])
                 done.append((at, at + length - 8))
-            elif kind == _TYPE_HOLE and length == 12:
+            elif kind == wire.REPLY_TYPE_OFFSET_HOLE and length == 12:
                 at = self._position(offset, 0, len(into))
-                size = self._pipe.unpack(">I")[0]
+                size = self._pipe.unpack(wire.U32)[0]
                 if not 0 < size <= len(into) - at:
                     raise self._pipe.broken(f"a hole of {size} bytes leaves the request")
                 done.append((at, at + size))
-            elif kind != _TYPE_NONE or length:
+            elif kind != wire.REPLY_TYPE_NONE or length:
                 raise self._pipe.broken(f"chunk type {kind} of {length} bytes answers a read")
         done.sort()
         if [end for _, end in done[:-1]] != [start for start, _ in done[1:]] or (
@@ -214,7 +197,7 @@ class NbdSource:
 
     def _position(self, offset: int, length: int, asked: int) -> int:
         """Return where in the buffer a piece goes; a wrong place ends the connection."""
-        at: int = self._pipe.unpack(">Q")[0] - offset
+        at: int = self._pipe.unpack(wire.U64)[0] - offset
         if not 0 <= at <= asked - length:
             raise self._pipe.broken("a piece of a reply lies outside of what was asked for")
         return at
@@ -223,25 +206,29 @@ class NbdSource:
         """Return (data ranges, where the next question begins)."""
         block = self._terms.min_block
         length = min(-(-length // block) * block, self.size - offset)
-        self._request(_CMD_BLOCK_STATUS, offset, length)
+        self._request(wire.CMD_BLOCK_STATUS, offset, length)
         table: np.ndarray | None = None
         for kind, size in self._chunks():
-            if kind == _TYPE_STATUS and 12 <= size <= _MAX_STATUS_BYTES and size % 8 == 4:
+            if (
+                kind == wire.REPLY_TYPE_BLOCK_STATUS
+                and 12 <= size <= _MAX_STATUS_BYTES
+                and size % 8 == 4
+            ):
                 payload = self._pipe.receive(size)
                 if table is not None or int.from_bytes(payload[:4], "big") != self._terms.context:
                     raise self._pipe.broken("a second or unknown context in a block status")
                 table = np.frombuffer(payload, dtype=">u4", offset=4).reshape(-1, 2)
-            elif kind != _TYPE_NONE or size:
+            elif kind != wire.REPLY_TYPE_NONE or size:
                 raise self._pipe.broken(f"chunk type {kind} of {size} bytes answers a block status")
         if table is None or (table[:, 0] == 0).any():
             raise self._pipe.broken("a block status without a length")
         ends = offset + np.cumsum(table[:, 0].astype(np.int64))
         ranges = np.stack([np.concatenate([[offset], ends[:-1]]), ends], axis=1)
-        return ranges[(table[:, 1] & _STATE_ZERO) == 0], int(ends[-1])
+        return ranges[(table[:, 1] & wire.STATE_ZERO) == 0], int(ends[-1])
 
     def _simple_reply(self) -> None:
-        magic, error, cookie = self._pipe.unpack(">IIQ")
-        if magic != _SIMPLE_REPLY or cookie != self._cookie:
+        magic, error, cookie = self._pipe.unpack(wire.SIMPLE_REPLY)
+        if magic != wire.SIMPLE_REPLY_MAGIC or cookie != self._cookie:
             raise self._pipe.broken("expected a simple reply to the last request")
         if error:
             raise NbdError(f"{self.uri}: the server cannot read its disk (error {error})")
@@ -257,16 +244,16 @@ class NbdSource:
 
     def _chunk(self) -> tuple[bool, int, int]:
         """Return (whether more chunks follow, type, payload's length); raises for an error."""
-        magic, flags, kind, cookie, length = self._pipe.unpack(">IHHQI")
-        if magic != _STRUCTURED_REPLY or cookie != self._cookie:
+        magic, flags, kind, cookie, length = self._pipe.unpack(wire.CHUNK)
+        if magic != wire.STRUCTURED_REPLY_MAGIC or cookie != self._cookie:
             raise self._pipe.broken("expected a structured reply to the last request")
-        if kind & _TYPE_ERROR:
+        if kind & wire.REPLY_TYPE_ERROR_BIT:
             if not 6 <= length <= _MAX_ERROR_BYTES:
                 raise self._pipe.broken(f"an error of {length} bytes")
             code = int.from_bytes(self._pipe.receive(length)[:4], "big")
             # Further chunks may follow the error; the connection is not worth sorting them out.
             raise self._pipe.broken(f"the server cannot read its disk (error {code})")
-        return not flags & _FLAG_DONE, kind, length
+        return not flags & wire.REPLY_FLAG_DONE, kind, length
 
 
 class _Pipe:
@@ -306,8 +293,8 @@ class _Pipe:
                 raise self.broken("the server closed the connection")
             view = view[count:]
 
-    def unpack(self, layout: str) -> tuple[int, ...]:
-        return struct.unpack(layout, self.receive(struct.calcsize(layout)))
+    def unpack(self, layout: Struct) -> tuple[int, ...]:
+        return layout.unpack(self.receive(layout.size))
 
     def broken(self, reason: str) -> NbdError:
         """Close the connection and return the error that says why."""
@@ -337,21 +324,25 @@ def _connect(uri: str, address: Address) -> socket.socket:
 
 def _negotiate(pipe: _Pipe, export: bytes) -> _Terms:
     """Go through the handshake phase; "Fixed newstyle negotiation"."""
-    magic, style, flags = pipe.unpack(">QQH")
-    if magic != _NBDMAGIC or style != _IHAVEOPT or not flags & _FIXED_NEWSTYLE:
+    magic, style, flags = pipe.unpack(wire.GREETING)
+    if (
+        magic != wire.INIT_PASSWD
+        or style != wire.OPTION_MAGIC
+        or not flags & wire.FLAG_FIXED_NEWSTYLE
+    ):
         raise pipe.broken("not an NBD server of the fixed newstyle")
-    pipe.send(struct.pack(">I", flags & (_FIXED_NEWSTYLE | _NO_ZEROES)))
+    pipe.send(wire.U32.pack(flags & (wire.FLAG_FIXED_NEWSTYLE | wire.FLAG_NO_ZEROES)))
     terms = _Terms()
-    if _option(pipe, _OPT_STRUCTURED_REPLY, b"") is not None:
-        query = _string(export) + struct.pack(">I", 1) + _string(_ALLOCATION)
-        replies = _option(pipe, _OPT_SET_META_CONTEXT, query) or []
-        contexts = [data for kind, data in replies if kind == _REP_META_CONTEXT]
-        context = next((data[:4] for data in contexts if data[4:] == _ALLOCATION), None)
+    if _option(pipe, wire.OPT_STRUCTURED_REPLY, b"") is not None:
+        query = wire.string(export) + wire.U32.pack(1) + wire.string(wire.CONTEXT_ALLOCATION)
+        replies = _option(pipe, wire.OPT_SET_META_CONTEXT, query) or []
+        contexts = [data for kind, data in replies if kind == wire.REP_META_CONTEXT]
+        context = next((data[:4] for data in contexts if data[4:] == wire.CONTEXT_ALLOCATION), None)
         number = int.from_bytes(context, "big") if context else None
         terms = replace(terms, structured=True, context=number)
-    asked = struct.pack(">HH", 1, _INFO_BLOCK_SIZE)
-    for kind, data in _option(pipe, _OPT_GO, _string(export) + asked, needed=True) or []:
-        if kind == _REP_INFO:
+    asked = wire.U16.pack(1) + wire.U16.pack(wire.INFO_BLOCK_SIZE)
+    for kind, data in _option(pipe, wire.OPT_GO, wire.string(export) + asked, needed=True) or []:
+        if kind == wire.REP_INFO:
             terms = _with_info(pipe, terms, data)
     if not 0 <= terms.size <= _MAX_SIZE_BYTES:
         raise pipe.broken(f"an export of {terms.size} bytes")
@@ -360,10 +351,10 @@ def _negotiate(pipe: _Pipe, export: bytes) -> _Terms:
 
 def _with_info(pipe: _Pipe, terms: _Terms, data: bytes) -> _Terms:
     kind = int.from_bytes(data[:2], "big")
-    if kind == _INFO_EXPORT and len(data) == 12:
-        return replace(terms, size=int.from_bytes(data[2:10], "big"))
-    if kind == _INFO_BLOCK_SIZE and len(data) == 14:
-        least, _, most = struct.unpack_from(">III", data, 2)
+    if kind == wire.INFO_EXPORT and len(data) == wire.EXPORT_INFO.size:
+        return replace(terms, size=wire.EXPORT_INFO.unpack(data)[1])
+    if kind == wire.INFO_BLOCK_SIZE and len(data) == wire.BLOCK_SIZE_INFO.size:
+        _, least, _, most = wire.BLOCK_SIZE_INFO.unpack(data)
         if not 1 <= least <= _MAX_MIN_BLOCK_BYTES or least & (least - 1) or most < least:
             raise pipe.broken(f"block sizes of {least} to {most} bytes")
         most = min(most, MAX_READ_BYTES) // least * least
@@ -375,23 +366,19 @@ def _option(
     pipe: _Pipe, option: int, data: bytes, *, needed: bool = False
 ) -> list[tuple[int, bytes]] | None:
     """Return the replies before the acknowledgement, or None when the server declines."""
-    pipe.send(struct.pack(">QII", _IHAVEOPT, option, len(data)) + data)
+    pipe.send(wire.OPTION.pack(wire.OPTION_MAGIC, option, len(data)) + data)
     replies: list[tuple[int, bytes]] = []
     for _ in range(_MAX_OPTION_REPLIES):
-        magic, answered, kind, length = pipe.unpack(">QIII")
-        if magic != _OPTION_REPLY or answered != option or length > _MAX_OPTION_BYTES:
+        magic, answered, kind, length = pipe.unpack(wire.OPTION_REPLY)
+        if magic != wire.OPTION_REPLY_MAGIC or answered != option or length > _MAX_OPTION_BYTES:
             raise pipe.broken(f"not a reply to option {option}")
         payload = pipe.receive(length)
-        if kind == _REP_ACK:
+        if kind == wire.REP_ACK:
             return replies
-        if kind & _REP_ERROR:
+        if kind & wire.REP_ERROR:
             if needed:
-                number = kind & ~_REP_ERROR
+                number = kind & ~wire.REP_ERROR
                 raise pipe.broken(f"the server {_REP_ERRORS.get(number, f'declines ({number})')}")
             return None
         replies.append((kind, payload))
     raise pipe.broken(f"more than {_MAX_OPTION_REPLIES} replies to option {option}")
-
-
-def _string(data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + data

@@ -25,6 +25,7 @@ from packer.sources.store import Store
 from packer.unpack.assemble import Assembler
 from packer.unpack.gather import Gathering, Supplied, gather
 from packer.unpack.output import Output, Replaced, Target
+from packer.unpack.part import Part, whole
 
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx")
 MISSING_SHOWN = 20
@@ -113,21 +114,24 @@ def fill(
     sources: Sequence[Source],
     *,
     store: Store | None = None,
+    part: Part | None = None,
     jobs: int,
     progress: Progress,
 ) -> Filled:
     """Bring every content to its places in a target, and zeros to all other ranges.
 
-    Raises ContentsMissingError when nobody has a content; what was found stays in place.
+    part: of the pack's disk; None: all of it. Raises ContentsMissingError when nobody has a
+    content; what was found stays in place.
     """
-    assembler = Assembler(pack.map, target, jobs)
+    part = part or whole(pack)
+    assembler = Assembler(part.map, target, jobs)
     resumed = resume(assembler, target, progress)
     sources = [*sources, *delta_sources(pack, sources)]
-    gathering = gather(assembler, lambda: pack.hints, carrier_of(pack), sources, progress)
+    gathering = gather(assembler, part.hints, carrier_of(pack), sources, progress)
     if store is not None:
         _keep_fetched(store, gathering, assembler)
     if len(gathering.missing):
-        raise nobody_has(pack.layout.location, pack.map.contents, pack.hints, gathering)
+        raise nobody_has(pack.layout.location, part.map.contents, part.hints(), gathering)
     return Filled(resumed, tuple(gathering.supplied.values()))
 
 

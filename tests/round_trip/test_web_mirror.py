@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 from benchmarks.rebuild import solid_bytes
+from packer.artifact.media_types import BUNDLE
 from packer.artifact.opened import OpenedPack
 from packer.sources.base import Bytes, Wanted
 from packer.sources.open import open_pack
 from packer.unpack.unpack import carrier_of
 from tests.round_trip.command import Vmpack, content_bytes
-from tests.round_trip.layouts import layer
+from tests.round_trip.layouts import manifest_of
 from tests.round_trip.packs import SHARED_LEVEL, Packed
 from tests.test_docs import ROOT, code_block
 from tests.transport.servers import nginx
@@ -57,8 +58,9 @@ def counted(pack: Packed, work: Path) -> Iterator[tuple[str, Callable[[], Asked]
     block = code_block(ROOT / "docs" / "mirror.md", "nginx", "tests/round_trip/test_web_mirror.py")
     log = work / "nginx" / "access.log"
     bundles = [
-        layer(pack.full, title)["digest"].removeprefix("sha256:")
-        for title in ("boot", "private", "shared-000")
+        str(one["digest"]).removeprefix("sha256:")
+        for one in manifest_of(pack.full)["layers"]
+        if one["mediaType"] == BUNDLE
     ]
 
     def count() -> Asked:

@@ -77,6 +77,14 @@ class Expecting(Protocol):
         """
 
 
+@runtime_checkable
+class Renewing(Protocol):
+    """A layout that remembers which blobs it did not find where its manifest has them."""
+
+    def renew(self) -> None:
+        """Forget that: they may be there by now."""
+
+
 class BlobWriter(Protocol):
     """A blob whose size and digest are known only when it ends. Discarded unless finished."""
 

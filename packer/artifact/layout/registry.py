@@ -52,6 +52,7 @@ class RegistryLayout:
             raise
         self._sizes = {blob.digest: blob.size for blob in decoded.blobs()}
         self._sizes[self._digest] = len(self._manifest)
+        self._named = dict(self._sizes)
 
     def index(self) -> bytes:
         """Return the bytes of an index.json that names this one manifest."""
@@ -62,6 +63,10 @@ class RegistryLayout:
     def blob_size(self, digest: str) -> int | None:
         """Return the size of a blob as the manifest has it, None when it names no such blob."""
         return self._sizes.get(digest)
+
+    def renew(self) -> None:
+        """Take the blobs to be there again that the manifest names."""
+        self._sizes = dict(self._named)
 
     def read(self, digest: str, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes of a blob from `offset`, not verified."""

@@ -15,6 +15,7 @@ from packer.artifact.layout.base import (
     MAX_LAYOUT_FILE_BYTES,
     Expecting,
     Layout,
+    Renewing,
     blob_hex,
     check_range,
 )
@@ -70,6 +71,11 @@ class WebLayout:
         """Take note of sizes that need not be asked for."""
         if isinstance(self._layout, Expecting):
             self._layout.expect(blobs)
+
+    def renew(self) -> None:
+        """Forget which blobs were not there."""
+        if isinstance(self._layout, Renewing):
+            self._layout.renew()
 
     def close(self) -> None:
         """Give back the connections, unless they belong to somebody else."""
@@ -134,6 +140,9 @@ class _Directory:
     def expect(self, blobs: Iterable[Blob]) -> None:
         for blob in blobs:
             self._sizes.setdefault(blob.digest, blob.size)
+
+    def renew(self) -> None:
+        self._sizes = {digest: size for digest, size in self._sizes.items() if size is not None}
 
     def read(self, digest: str, offset: int, length: int) -> bytes:
         ((_row, data),) = self.read_many(digest, [(offset, length)])

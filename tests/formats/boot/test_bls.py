@@ -40,6 +40,15 @@ def test_an_entry_names_its_files_in_order() -> None:
     )
 
 
+def test_an_entry_is_a_line_of_a_menu() -> None:
+    entry = parse_entry(ENTRY).menu_entry
+    assert entry is not None
+    assert (entry.title, entry.kernel) == ("Fedora 40", "/6a98/6.8.5/linux")
+    assert entry.initrds == ("/ucode.img", "/6a98/6.8.5/initrd", "$tuned_initrd")
+    assert entry.arguments == ("root=UUID=6d3376e4", "ro", "quiet")
+    assert parse_entry(b"efi /EFI/shell.efi\n").menu_entry is None
+
+
 def test_an_entry_of_efi_programs_is_read() -> None:
     assert parse_entry(b"efi /EFI/shell.efi\n").paths == ("/EFI/shell.efi",)
     assert parse_entry(b"uki /EFI/Linux/a.efi").paths == ("/EFI/Linux/a.efi",)

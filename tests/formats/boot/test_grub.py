@@ -127,11 +127,41 @@ def test_a_configuration_names_its_kernels_and_initial_ramdisks() -> None:
         assert found.command in lines[found.line - 1]
 
 
+def test_the_entries_of_a_menu() -> None:
+    first, old = grub.menu_entries(CONFIG)
+    assert first.title == 'Debian GNU/Linux, with "quotes"'
+    assert first.kernel == "/boot/vmlinuz-6.1"
+    assert first.initrds == ("/boot/ucode.cpio", "/boot/initrd img-6.1")
+    assert first.arguments == ("root=UUID=0a1b2c3d", "ro", "quiet")
+    assert (old.title, old.kernel, old.initrds) == (
+        *("old", "/boot/vmlinuz-5.0"),
+        ("/boot/initrd 5.0",),
+    )
+
+
+def test_what_starts_without_a_menu_is_an_entry_without_title() -> None:
+    text = b"linux /vmlinuz 'a=b c' root=$root\ninitrd /initrd\nboot\n"
+    (entry,) = grub.menu_entries(text)
+    assert (entry.title, entry.arguments) == ("", ("a=b c", "root=$root"))
+
+
+def test_an_entry_of_several_branches_is_its_first() -> None:
+    text = b"menuentry x { if $a; then linux /one 1; initrd /i; else linux /two 2; fi }"
+    (entry,) = grub.menu_entries(text)
+    assert (entry.kernel, entry.arguments, entry.initrds) == ("/one", ("1",), ("/i",))
+
+
+def test_menus_of_other_systems_have_no_entries() -> None:
+    text = b"menuentry Windows { chainloader /EFI/Microsoft/Boot/bootmgfw.efi }\nlinux\n"
+    assert grub.menu_entries(text) == []
+
+
 @pytest.mark.parametrize(
     "text", [b"", b"'", b'linux "', b"}}{{", b"linux \\", b"\xff\xfe linux /x"]
 )
 def test_odd_text_is_read_without_an_error(text: bytes) -> None:
     grub.parse_config(text)
+    grub.menu_entries(text)
 
 
 def test_too_much_text_is_unsupported() -> None:

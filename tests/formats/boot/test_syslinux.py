@@ -97,7 +97,28 @@ def test_a_configuration_names_its_files() -> None:
     ]
 
 
+def test_labels_are_the_entries_of_a_menu() -> None:
+    usual = b"APPEND console=ttyS0 quiet\n"
+    linux, old = syslinux.menu_entries(usual + CONFIG)
+    assert (linux.title, linux.kernel) == ("linux", "/boot/vmlinuz")
+    assert linux.initrds == ("/boot/a.img", "/boot/b.img")
+    assert linux.arguments == ("console=ttyS0", "quiet")
+    assert (old.title, old.kernel, old.initrds) == (
+        *("old", "../vmlinuz-old"),
+        ("../initrd-old",),
+    )
+    assert old.arguments == ("root=/dev/sda1", "ro")
+
+
+def test_a_label_may_refuse_the_usual_arguments() -> None:
+    (entry,) = syslinux.menu_entries(b"append quiet\nlabel a\nkernel /k\nappend -\n")
+    assert entry.arguments == ()
+
+
 def test_too_much_text_is_unsupported() -> None:
+    with pytest.raises(Unsupported):
+        syslinux.menu_entries(bytes(syslinux.MAX_CONFIG_BYTES + 1))
     with pytest.raises(Unsupported):
         syslinux.parse_config(bytes(syslinux.MAX_CONFIG_BYTES + 1))
     assert syslinux.parse_config(b"MENU\n\xff KERNEL\nAPPEND\nINITRD") == ()
+    assert syslinux.menu_entries(b"MENU\n\xff KERNEL\nLABEL\nAPPEND\nINITRD") == []

@@ -1,0 +1,155 @@
+"""A new VM of a pack, or a known one that is told where its pack lies now."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from packer.artifact.opened import OpenedPack
+from packer.errors import InUseError
+from packer.run import programs, qemu
+from packer.run.accelerator import Accelerator
+from packer.run.ensure import address_of
+from packer.run.firmware import find_uefi
+from packer.run.hardware import USUAL_CPUS, choose_hardware, usual_memory_mib
+from packer.run.spec import ServerSpec, nbd_uri, server_spec
+from packer.run.vm import (
+    MAX_VM_NAME,
+    Record,
+    Vm,
+    check_name,
+    find_vm,
+    new_mac,
+    prepare_folder,
+    publish,
+)
+from packer.sources.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Where the disk of a VM comes from. location: of the pack; sources: URIs, none: the defaults.
+
+    complete: whether what nobody reads is fetched in the background.
+    """
+
+    location: str
+    store: Store
+    sources: Sequence[str] = ()
+    offline: bool = False
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a user wants a VM to have; None: what is usual here."""
+
+    memory_mib: int | None = None
+    cpus: int | None = None
+    accelerator: Accelerator | Literal[""] | None = None
+    network: Literal["user", "none"] | None = None
+
+    def facts(self) -> dict[str, object]:
+        """Return what was wished for, as fields of the record."""
+        names = ("memory_mib", "cpus", "accelerator", "network")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def create_vm(
+    pack: OpenedPack,
+    served: Served,
+    wishes: Wishes | None = None,
+    *,
+    name: str | None = None,
+    state: Path | None = None,
+    another: bool = False,
+    ephemeral: bool = False,
+) -> Vm:
+    """Return a new VM of a pack whose use was decided.
+
+    name: the pack's if none is given. state: folder for its private area, instead of vmpack's own.
+    another: whether NAME-2 will do where the name is taken. ephemeral: it is removed when it ends.
+    Its contents are leased in the store for as long as it exists. Raises Error, InUseError when
+    the name is taken.
+    """
+    name = check_name(name or pack.config.name[:MAX_VM_NAME])
+    program = programs.find(programs.EMULATOR)
+    hardware = choose_hardware(pack.config.guest, program, pack.layout.location)
+    spec = _spec(pack, served)
+    record = Record(
+        name=name,
+        pack=spec.pack,
+        config=spec.config,
+        ref_name=pack.config.ref_name,
+        disk_bytes=pack.map.size,
+        sources=spec.sources,
+        offline=spec.offline,
+        store=spec.store,
+        complete=spec.complete,
+        uuid=str(uuid.uuid4()),
+        mac=new_mac(),
+        hardware=hardware,
+        memory_mib=usual_memory_mib(_host_memory_bytes()),
+        cpus=min(USUAL_CPUS, os.cpu_count() or 1),
+        ephemeral=ephemeral,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    folder = prepare_folder(state)
+    try:
+        made = Vm(folder, record)
+        qemu.make_overlay(made.overlay, record.disk_bytes, nbd_uri(address_of(spec).nbd))
+        if hardware.firmware == "uefi":
+            shutil.copyfile(find_uefi().variables, made.variables)
+        vm = publish(folder, record, number=another).changed(**(wishes or Wishes()).facts())
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    served.store.leases.lease(vm.lease, pack.map.contents.digest)
+    return vm
+
+
+def known_vm(
+    pack: OpenedPack, served: Served, *, name: str | None = None, state: Path | None = None
+) -> Vm | None:
+    """Return the VM of that name, if there is one, told where its pack and its sources are now.
+
+    It may have been carried here from another host. Raises InUseError when it is of another pack.
+    """
+    vm = find_vm(check_name(name or pack.config.name[:MAX_VM_NAME]), state)
+    if vm is None:
+        return None
+    spec = _spec(pack, served)
+    if vm.record.config != spec.config:
+        raise InUseError(
+            f"the VM {vm.name} is of {vm.record.ref_name}, {vm.record.config[:19]}…, "
+            f"expected {pack.config.ref_name}, {spec.config[:19]}…",
+            hint="--new makes another VM, --name calls it",
+        )
+    if vm.running() is not None:
+        return vm
+    served.store.leases.lease(vm.lease, pack.map.contents.digest)
+    sources = {} if not served.sources else {"sources": spec.sources}
+    return vm.changed(
+        pack=spec.pack, store=spec.store, offline=spec.offline, complete=spec.complete, **sources
+    )
+
+
+def _spec(pack: OpenedPack, served: Served) -> ServerSpec:
+    return server_spec(
+        served.location,
+        pack.config_digest,
+        served.store.folder,
+        tuple(served.sources),
+        offline=served.offline,
+        complete=served.complete,
+    )
+
+
+def _host_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

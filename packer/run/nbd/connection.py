@@ -1,0 +1,314 @@
+"""One client's connection: bytes in, replies out, TLS in between, and when it has to end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from packer.run.export import Export
+from packer.run.nbd.handshake import GREETING, MAX_OPTION_BYTES, Handshake, Step
+from packer.run.nbd.limits import Limits, ProtocolError
+from packer.run.nbd.replies import Piece
+from packer.run.nbd.transmission import Request, Transmission
+from packer.transport import nbd_wire as wire
+
+BUFFER_BYTES = 64 << 10
+"""For what came in and is not dealt with yet; holds the longest option."""
+
+SEND_BUFFER_BYTES = 512 << 10
+"""Asked of the kernel, which may give less: a reply to a usual request goes in one piece, and is
+still in the processor's cache when the client takes it.
+"""
+
+TLS_GOODBYE_SECONDS = 5.0
+
+_TURN = 64
+"""So many requests are taken before other connections have their turn."""
+
+_MAX_PIECES = os.sysconf("SC_IOV_MAX")
+assert MAX_OPTION_BYTES + wire.OPTION.size <= BUFFER_BYTES
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Drives a handshake, then a transmission, over one socket.
+
+    Bytes go from stage to stage: `_stage` takes what it can use from the beginning of the buffer
+    and returns how many bytes that were, 0 when it needs more. `peers` are all connections of a
+    server, oldest first; this one enters and leaves them by itself.
+    """
+
+    def __init__(
+        self,
+        exports: Mapping[str, Export],
+        limits: Limits,
+        connection: socket.socket,
+        tls: ssl.SSLContext | None,
+        peers: dict[Connection, None],
+    ) -> None:
+        self._limits = limits
+        self._socket: socket.socket | None = connection
+        self._tls = tls
+        self._peers = peers
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._handshake = Handshake(exports, tls=tls is not None)
+        self._transmission: Transmission | None = None
+        self._stage: Callable[[], int] = self._take_flags
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._start = self._end = 0
+        self._payload_bytes = 0
+        self._turn: asyncio.Handle | None = None
+        self._upgrade: asyncio.Task[None] | None = None
+        self._leaving = False
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._handshake_deadline: asyncio.TimerHandle | None = None
+        self._reply_deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def is_in_handshake(self) -> bool:
+        """Whether no export was chosen yet."""
+        return self._transmission is None
+
+    def leave(self) -> None:
+        """Take no further request, and end when those that were taken have their replies."""
+        self._leaving = True
+        if self._transmission is None or self._transmission.is_idle:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End at once; what was not sent yet is not waited for."""
+        self._leaving = True
+        self._transport.abort()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet."""
+        self._peers[self] = None
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=0)  # `_drained` means that it is empty
+        seconds = self._limits.handshake_seconds
+        self._handshake_deadline = self._loop.call_later(seconds, self.abort)
+        self.send([GREETING])
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 # asyncio's interface
+        """Return room for what comes in; there is some whenever reading is not paused."""
+        left = self._end - self._start
+        if self._start:
+            self._buffer[:left] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, left
+        return self._buffer[left:]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Deal with what came in."""
+        self._end += nbytes
+        self.proceed()
+
+    def eof_received(self) -> None:
+        """End: a client that only has nothing more to ask says CMD_DISC."""
+        self._leaving = True
+        self._loop.call_soon(self.abort)  # a TLS transport cannot be aborted amid its own call
+
+    def pause_writing(self) -> None:
+        """Give the client its time to take what it was sent."""
+        self._drained.clear()
+        seconds = self._limits.reply_seconds
+        self._reply_deadline = self._loop.call_later(seconds, self.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client has taken everything."""
+        if self._reply_deadline is not None:
+            self._reply_deadline.cancel()
+        self._drained.set()
+        self.proceed()
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 # the same
+        """Let go of everything."""
+        for handle in (self._handshake_deadline, self._reply_deadline, self._turn):
+            if handle is not None:
+                handle.cancel()
+        if self._transmission is not None:
+            self._transmission.cancel()
+        self._drained.set()
+        self._peers.pop(self, None)
+
+    # What the transmission calls.
+
+    def send(self, pieces: list[Piece]) -> None:
+        """Send a whole reply; what the kernel does not take at once goes by and by."""
+        if self._transport.is_closing():
+            return
+        if self._socket is None:
+            self._transport.writelines(pieces)
+            return
+        if not self._transport.get_write_buffer_size():
+            pieces = _send_now(self._socket, pieces)
+        for piece in pieces:  # `writelines` copies more, or does not pause us (cpython 127655)
+            self._transport.write(piece)
+
+    async def drained(self) -> None:
+        """Return once the client has taken what was sent before."""
+        while not self._drained.is_set():
+            await self._drained.wait()
+
+    def proceed(self) -> None:
+        """Deal with what lies in the buffer, as long as there is room for the answers."""
+        if self._turn is not None or self._upgrade is not None:
+            return
+        try:
+            self._work()
+        except ProtocolError:
+            self.abort()
+        except BaseException:
+            self.abort()  # a request without a reply would be waited for until the end of days
+            raise
+
+    def _work(self) -> None:
+        for _ in range(_TURN):
+            if self._leaving:
+                self.leave()
+                return
+            if not self._has_room():
+                break
+            used = self._stage()
+            self._start += used
+            if not used:
+                break
+        else:
+            self._turn = self._loop.call_soon(self._next_turn)
+        if self._end - self._start == BUFFER_BYTES:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        self.proceed()
+
+    def _has_room(self) -> bool:
+        if self._transport.is_closing() or not self._drained.is_set():
+            return False
+        return self._transmission is None or self._transmission.has_room
+
+    # The stages.
+
+    def _take_flags(self) -> int:
+        if self._available() < wire.U32.size:
+            return 0
+        self._handshake.begin(wire.U32.unpack_from(self._buffer, self._start)[0])
+        self._stage = self._take_option
+        return wire.U32.size
+
+    def _take_option(self) -> int:
+        if self._available() < wire.OPTION.size:
+            return 0
+        magic, option, length = wire.OPTION.unpack_from(self._buffer, self._start)
+        if magic != wire.OPTION_MAGIC or length > MAX_OPTION_BYTES:
+            raise ProtocolError(f"not an option: {magic:#x}, {length} bytes")
+        used: int = wire.OPTION.size + length
+        if self._available() < used:
+            return 0
+        data = bytes(self._buffer[self._start + wire.OPTION.size : self._start + used])
+        reply, step = self._handshake.answer(option, data)
+        if step is Step.TLS and self._available() > used:
+            raise ProtocolError("plain bytes after the wish for TLS")  # an attacker's, in between
+        self.send([reply])
+        self._enter(step)
+        return used
+
+    def _enter(self, step: Step) -> None:
+        if step is Step.TRANSMISSION:
+            terms = self._handshake.terms
+            assert terms is not None
+            assert self._handshake_deadline is not None
+            self._handshake_deadline.cancel()
+            self._transmission = Transmission(terms, self._limits, self)
+            self._stage = self._take_request
+        elif step is Step.TLS:
+            self._upgrade = self._loop.create_task(self._start_tls())
+            self._stage = self._nothing
+        elif step is Step.END:
+            self._leaving = True
+
+    def _nothing(self) -> int:
+        return 0
+
+    def _take_request(self) -> int:
+        if self._available() < wire.REQUEST.size:
+            return 0
+        magic, *fields = wire.REQUEST.unpack_from(self._buffer, self._start)
+        if magic != wire.REQUEST_MAGIC:
+            raise ProtocolError(f"not a request: {magic:#x}")
+        request = Request(*fields)
+        if request.command == wire.CMD_DISC:
+            self._leaving = True
+            return wire.REQUEST.size
+        assert self._transmission is not None
+        self._transmission.take(request)
+        if request.payload_bytes:
+            self._payload_bytes = request.payload_bytes
+            self._stage = self._skip_payload
+        return wire.REQUEST.size
+
+    def _skip_payload(self) -> int:
+        used = min(self._available(), self._payload_bytes)
+        self._payload_bytes -= used
+        if not self._payload_bytes:
+            self._stage = self._take_request
+        return used
+
+    def _available(self) -> int:
+        return self._end - self._start
+
+    async def _start_tls(self) -> None:
+        assert self._tls is not None
+        self._socket = None  # from now on everything goes through the transport
+        self._transport.pause_reading()
+        await self.drained()  # TLS would never begin on a paused transport (cpython 109051)
+        try:
+            transport = await self._loop.start_tls(
+                self._transport,
+                self,
+                self._tls,
+                server_side=True,
+                ssl_handshake_timeout=self._limits.handshake_seconds,
+                ssl_shutdown_timeout=TLS_GOODBYE_SECONDS,
+            )
+        except OSError:  # SSLError is one
+            transport = None
+        if transport is None:  # asyncio does not call `connection_lost` then
+            self.abort()
+            self.connection_lost(None)
+            return
+        self._transport = transport
+        # This transport pauses as soon as it holds `high` bytes, a plain one above that.
+        self._transport.set_write_buffer_limits(high=1, low=0)
+        self._handshake.secured()
+        self._stage = self._take_option
+        self._upgrade = None
+        self.proceed()
+
+
+def _send_now(connection: socket.socket, pieces: list[Piece]) -> list[Piece]:
+    """Return what the kernel does not take at once.
+
+    Saves the copy that a transport makes of what it cannot send (Python 3.11).
+    """
+    while pieces:
+        batch = pieces[:_MAX_PIECES]
+        try:
+            sent = connection.sendmsg(batch)
+        except OSError:  # no room, or the client is gone: the transport will see
+            return pieces
+        for index, piece in enumerate(batch):
+            size = piece.nbytes if isinstance(piece, memoryview) else len(piece)
+            if sent < size:
+                return [memoryview(piece).cast("B")[sent:], *pieces[index + 1 :]]
+            sent -= size
+        pieces = pieces[_MAX_PIECES:]
+    return pieces

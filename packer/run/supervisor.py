@@ -1,0 +1,259 @@
+"""One VM's supervisor: starts its server and its QEMU, minds them, and tells those who attend.
+
+What happens when one of them dies:
+
+- the server: it is started again, and QEMU connects to it again; the guest notices a delay;
+- QEMU: the VM has ended, and its overlay holds what the guest has written to its disk;
+- the supervisor: QEMU goes on; the next one finds it by running.json and adopts it;
+- who attends: the VM goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+
+from packer.errors import Error
+from packer.run import link, programs
+from packer.run.accelerator import EMULATION, find_accelerator
+from packer.run.control_protocol import failure_of
+from packer.run.emulator import Emulator
+from packer.run.keeper import ServerKeeper
+from packer.run.link import Attach, Console, Ended, Input, Now, Request, Say, Start, State, Stop
+from packer.run.link_server import Client, LinkServer
+from packer.run.pauses import STOPPED, Pauses
+from packer.run.qemu import Wiring
+from packer.run.qmp import Event, IoError, MonitorError
+from packer.run.remove import forget
+from packer.run.scrollback import (
+    MAX_CONSOLE_LOG_BYTES,
+    MAX_WORDS_LOG_BYTES,
+    SCROLLBACK_BYTES,
+    Scrollback,
+    last_words,
+    shorten,
+    tail,
+)
+from packer.run.vm import Vm
+
+START_WITHIN_SECONDS = 20.0
+"""Within which somebody says what to start; a supervisor that nobody needs ends."""
+
+HOST_GRACE_SECONDS = 30.0
+"""What a guest gets to shut down when its supervisor is told to end, as when a host shuts down."""
+
+POWER_BUTTON_SECONDS = 10.0
+"""How often the button is pressed: a guest that boots does not hear the first time."""
+
+SHORTEN_SECONDS = 10.0
+
+
+class Supervisor:
+    """Minds a VM whose lock the caller holds."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._runtime = vm.runtime()
+        self._link = LinkServer(self._runtime / link.SOCKET, self._handle)
+        self._keeper = ServerKeeper(vm.server_spec(), self._say)
+        self._pauses = Pauses(self._keeper, vm.overlay, self._say, self._waits)
+        self._scrollback = Scrollback()
+        self._emulator: Emulator | None = None
+        self._state: State = "starting"
+        self._why = ""
+        self._wanted: asyncio.Future[Start | None] | None = None
+        self._waiting: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Mind the VM until it ends. ready: called once others can connect."""
+        self._wanted = asyncio.get_running_loop().create_future()
+        await self._link.start()
+        ready()
+        try:
+            emulator = await self._adopt() or await self._launch()
+            if emulator is not None:
+                self._link.tell(await self._mind(emulator))
+        except Error as error:
+            self._link.tell(link.Failed(failure_of(error)))
+            raise
+        finally:
+            if self._vm.running() is None:
+                self._clear_away()
+            await self._link.stop()
+
+    # -- its beginning -----------------------------------------------------------------------------
+
+    async def _adopt(self) -> Emulator | None:
+        running = self._vm.running()
+        if running is None:
+            return None
+        start = running.console_start
+        self._scrollback.add(tail(self._vm.console, SCROLLBACK_BYTES, start))
+        return await Emulator.adopt(running, self._heard, self._show)
+
+    async def _launch(self) -> Emulator | None:
+        """Start the VM when somebody says so; None when nobody does."""
+        assert self._wanted is not None
+        try:
+            start = await asyncio.wait_for(asyncio.shield(self._wanted), START_WITHIN_SECONDS)
+        except TimeoutError:
+            start = None
+        if start is None:
+            return None
+        address = await self._keeper.start()
+        accelerator: str = self._vm.record.accelerator
+        if not accelerator:
+            program = programs.find(programs.EMULATOR)
+            accelerator = await asyncio.to_thread(find_accelerator, program)
+            if accelerator == EMULATION:
+                self._say("no accelerator works here: the guest is emulated, which is slow")
+        wiring = Wiring(address.nbd, self._runtime, accelerator, start.window)
+        return await Emulator.launch(self._vm, wiring, start, self._heard, self._show)
+
+    # -- its life ----------------------------------------------------------------------------------
+
+    async def _mind(self, emulator: Emulator) -> Ended:
+        """Return how the VM has ended."""
+        self._emulator = emulator
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, HOST_GRACE_SECONDS)
+        tasks = [
+            asyncio.create_task(self._keeper.run()),
+            asyncio.create_task(self._shorten_logs()),
+        ]
+        self._turn("running")
+        with suppress(MonitorError):  # it may have been stopped before it was adopted
+            if await emulator.status() == STOPPED:
+                self._heard("STOP")
+        await emulator.wait()
+        tasks += [one for one in (self._waiting, self._stopping) if one is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return self._how_it_ended(emulator)
+
+    async def _shorten_logs(self) -> None:
+        while True:
+            shorten(self._vm.console, MAX_CONSOLE_LOG_BYTES)
+            shorten(self._vm.folder / "qemu.log", MAX_WORDS_LOG_BYTES)
+            shorten(self._vm.folder / "supervisor.log", MAX_WORDS_LOG_BYTES)
+            await asyncio.sleep(SHORTEN_SECONDS)
+
+    def _heard(self, event: Event) -> None:
+        """Take notice of what QEMU tells."""
+        if isinstance(event, IoError):
+            self._pauses.heard(event)
+        idle = self._waiting is None or self._waiting.done()
+        if event == "STOP" and idle and self._emulator is not None:
+            self._waiting = asyncio.create_task(self._pauses.wait_out(self._emulator))
+
+    def _show(self, data: bytes) -> None:
+        self._scrollback.add(data)
+        self._link.tell(Console(data))
+
+    def _say(self, text: str) -> None:
+        self._link.tell(Say(text))
+
+    def _waits(self, why: str) -> None:
+        """Note why the guest waits; "" when it does no more."""
+        self._why = why
+        if self._state in ("running", "paused"):
+            self._turn("paused" if why else "running")
+
+    def _turn(self, state: State) -> None:
+        self._state = state
+        self._link.tell(self._now())
+
+    def _now(self, spare_bytes: int = -1) -> Now:
+        running = self._emulator.running if self._emulator is not None else None
+        if running is None:
+            return Now(self._state, self._why)
+        pid, accelerator = running.process.pid, running.accelerator
+        return Now(self._state, self._why, pid, accelerator, spare_bytes)
+
+    # -- its end -----------------------------------------------------------------------------------
+
+    def _stop(self, grace_seconds: float) -> None:
+        if self._stopping is not None:
+            self._stopping.cancel()
+        self._stopping = asyncio.create_task(self._shut_down(grace_seconds))
+
+    async def _shut_down(self, grace_seconds: float) -> None:
+        emulator = self._emulator
+        assert emulator is not None
+        paused = self._state == "paused"
+        self._turn("stopping")
+        if paused and grace_seconds:
+            self._say("the guest is paused and cannot shut down: its plug is pulled")
+        elif grace_seconds:
+            with suppress(TimeoutError, MonitorError):
+                async with asyncio.timeout(grace_seconds):
+                    while True:
+                        await emulator.press_power_button()
+                        await asyncio.sleep(POWER_BUTTON_SECONDS)
+            self._say(f"it has not shut down within {grace_seconds:g} s: its plug is pulled")
+        await emulator.pull_plug()
+
+    def _how_it_ended(self, emulator: Emulator) -> Ended:
+        shutdown = emulator.shutdown
+        if shutdown is not None and shutdown.guest:
+            return Ended("guest", shutdown.reason)
+        if self._stopping is not None or shutdown is not None:
+            return Ended("stopped")
+        status = emulator.exit_status
+        killed = f", killed by signal {-status}" if status is not None and status < 0 else ""
+        words = "" if killed else last_words(self._vm.folder / "qemu.log")
+        return Ended("lost", f"QEMU has ended unexpectedly{killed}{': ' if words else ''}{words}")
+
+    def _clear_away(self) -> None:
+        """Leave nothing behind of a VM that runs no more."""
+        self._vm.note_running(None)
+        if self._vm.record.ephemeral:
+            forget(self._vm)
+
+    # -- those who attend --------------------------------------------------------------------------
+
+    async def _handle(self, client: Client, request: Request) -> None:
+        match request:
+            case Attach():
+                self._attach(client, request)
+            case Input():
+                if self._emulator is not None:
+                    self._emulator.type(request.data)
+            case Stop() if self._emulator is not None:
+                self._stop(request.grace_seconds)
+            case Stop():
+                self._not_running(client)
+            case _:
+                spare = await self._emulator.spare_bytes() if self._emulator is not None else -1
+                client.tell(self._now(spare))
+
+    def _attach(self, client: Client, request: Attach) -> None:
+        assert self._wanted is not None
+        starting = self._wanted.done() or self._emulator is not None
+        if request.start is None and not starting and self._vm.running() is None:
+            return self._not_running(client)
+        client.attached = True
+        if request.replay and (data := self._scrollback.last()):
+            client.tell(Console(data))
+        client.tell(self._now())
+        if self._why:
+            client.tell(Say(f"the guest is paused: {self._why}"))
+        if request.start is None:
+            return None
+        if starting and request.start.arguments:
+            client.tell(Say("it runs already: the arguments for QEMU are not used"))
+        if not self._wanted.done():
+            self._wanted.set_result(request.start)
+        return None
+
+    def _not_running(self, client: Client) -> None:
+        """Say that there is nothing to attend to, and end."""
+        assert self._wanted is not None
+        client.tell(Ended("not running"))
+        if not self._wanted.done():
+            self._wanted.set_result(None)

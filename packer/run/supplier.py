@@ -1,0 +1,288 @@
+"""One source of a running disk: what it offers, what it was asked, what it gave."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from asyncio import Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packer.artifact.contents import BLOCK_BYTES, Contents
+from packer.errors import Error
+from packer.run.blocks import Piece
+from packer.run.status import FromSource
+from packer.sources.base import (
+    Blockwise,
+    Bytes,
+    FileRange,
+    LazyHints,
+    Learning,
+    Offers,
+    Renewable,
+    Source,
+    Wanted,
+)
+from packer.sources.base import Piece as Sent
+
+Rows = NDArray[np.int64]
+Unit = tuple[int, int]
+"""What travels together: (OF_GROUP, group), (WHOLE, row), or a piece."""
+
+OF_GROUP, WHOLE = -1, -2
+
+Take = Callable[[int, int, bytes | memoryview], None]
+"""(row, block, proven bytes): keep them, and tell who waits for them."""
+
+TakeFile = Callable[[FileRange, Sequence[int]], bool]
+"""Keep a whole content that lies in a file, for some blocks of it; False if it was other bytes."""
+
+LOCAL_WORKERS, REMOTE_WORKERS = 2, 4
+MOST_TRIES = 8
+"""How many candidates of one source are tried for a content."""
+
+MOST_COMPLAINTS = 20
+FIRST_REFUSAL_SECONDS, LAST_REFUSAL_SECONDS = 1.0, 60.0
+"""How long a source is not asked again for a content that it did not give; doubled each time."""
+
+WHOLE_FILE_BYTES = 64 << 20
+"""A content of a local file up to this size is kept as a whole, sharing its blocks if it can."""
+
+
+class Supplier:
+    """A source with what is known about it. Its methods run in `pool` but for those named plain.
+
+    asking: the question that is under way. asked: bool[n], which contents it was asked about.
+    searched: whether it was told to look deep. flying: what is being fetched, each with its job.
+    stalled: whether nothing came for long; arrivals: what came so far.
+    take: receives proven pieces; take_file: whole files. workers: calls of the source at once.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        contents: Contents,
+        hints: LazyHints,
+        take: Take,
+        take_file: TakeFile,
+        workers: int | None = None,
+    ) -> None:
+        self.source = source
+        self.local = source.local
+        workers = workers or (LOCAL_WORKERS if source.local else REMOTE_WORKERS)
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix=source.uri[:40])
+        self.asking: Future[None] | None = None
+        self.asked = np.zeros(len(contents), dtype=bool)
+        self.searched = False
+        self.flying: dict[Unit, Future[None]] = {}
+        self.stalled = False
+        self.arrivals = 0
+        self._contents = contents
+        self._hints = hints
+        self._take = take
+        self._take_file = take_file
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._cost = np.full(len(contents), -1, dtype=np.int64)
+        self._group = np.full(len(contents), -1, dtype=np.int64)
+        self._group_bytes: list[int] = []
+        self._refused: dict[int, tuple[float, float]] = {}
+        self._proven_bytes = 0
+        self._fetched_bytes = 0
+        self._whole: list[int] = []
+        self._complaints: dict[str, None] = {}
+
+    # -- plain: called from the event loop ---------------------------------------------------------
+
+    def record(self) -> FromSource:
+        """Return what it gave so far."""
+        complaints = tuple(self._complaints.copy())
+        return FromSource(self.source.uri, self._proven_bytes, self._fetched_bytes, complaints)
+
+    def offers(self, row: int) -> bool:
+        """Return whether it has offered a content and may be asked for it now."""
+        if self._cost[row] < 0:
+            return False
+        refusal = self._refused.get(row)
+        return refusal is None or refusal[0] <= time.monotonic()
+
+    def offered(self) -> NDArray[np.bool_]:
+        """Return for each content whether it has offered it: bool[n]."""
+        return self._cost >= 0
+
+    def offers_of(self, rows: Rows) -> Offers:
+        """Return what it has offered of some contents; see Offers."""
+        rows = rows[self._cost[rows] >= 0]
+        group_bytes = np.array(self._group_bytes, dtype=np.int64)
+        return Offers(rows, self._cost[rows], self._group[rows], group_bytes)
+
+    def unit(self, piece: Piece) -> Unit:
+        """Return what comes with a piece when it is fetched."""
+        group = int(self._group[piece[0]])
+        if group >= 0:
+            return OF_GROUP, group
+        return piece if isinstance(self.source, Blockwise) else (WHOLE, piece[0])
+
+    def price(self, piece: Piece) -> int:
+        """Return how many bytes must travel for a piece alone."""
+        row, _ = piece
+        group = int(self._group[row])
+        if group >= 0:
+            return self._group_bytes[group] + int(self._cost[row])
+        if isinstance(self.source, Blockwise):  # about: its blocks are not all as long
+            return int(self._cost[row]) // self._contents.block_count(row)
+        return int(self._cost[row])
+
+    def members(self, groups: Rows) -> Rows:
+        """Return the contents that travel with these groups, sorted, if they are fetched whole.
+
+        None for a source that sends what travels together by itself.
+        """
+        if isinstance(self.source, Blockwise) or len(groups) == 0:
+            return np.empty(0, dtype=np.int64)
+        return np.flatnonzero(np.isin(self._group, groups) & (self._cost >= 0))
+
+    def stop(self) -> None:
+        """Give no more; what is being asked for ends with the next piece."""
+        self._stopped = True
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- in the pool -------------------------------------------------------------------------------
+
+    def look(self, rows: Rows, *, deep: bool) -> None:
+        """Ask what the source has of some contents."""
+        self.asked[rows] = True
+        wanted = Wanted(self._contents, rows, self._hints)
+        try:
+            offers = self.source.find(wanted, deep=deep)
+        except Error as error:
+            self._complain(str(error))
+            return
+        with self._lock:
+            first = len(self._group_bytes)
+            self._group_bytes += offers.group_bytes.tolist()
+            self._group[offers.rows] = np.where(offers.group >= 0, offers.group + first, -1)
+            self._cost[rows] = -1
+            self._cost[offers.rows] = offers.cost_bytes
+
+    def renew(self) -> None:
+        """Have the source forget what could not be had from it."""
+        if isinstance(self.source, Renewable):
+            self.source.renew()
+
+    def fetch(self, pieces: Sequence[Piece], companions: Rows) -> None:
+        """Fetch pieces and hand over what was proven.
+
+        companions: contents that travel with them and are wanted, too, sorted.
+        """
+        left = self._ask(pieces, np.union1d(rows_of(pieces), companions))
+        for _ in range(MOST_TRIES - 1):
+            if not left or not isinstance(self.source, Learning) or self._stopped:
+                break
+            rows = rows_of(left)
+            self.source.learn(rows, ok=False)
+            self.look(rows, deep=False)
+            again = [piece for piece in left if self._cost[piece[0]] >= 0]
+            if not again:
+                break
+            left = self._ask(again, rows_of(again)) + [one for one in left if one not in again]
+        for row in {row for row, _ in left}:
+            self._refuse(row)
+
+    def _ask(self, pieces: Sequence[Piece], rows: Rows) -> list[Piece]:
+        """Ask once; return the pieces that did not come, or were wrong."""
+        came: set[Piece] = set()
+        try:
+            for sent in self._sent(pieces, rows):
+                if self._stopped:
+                    break
+                came.update(self._receive(sent, pieces))
+        except (Error, OSError) as error:
+            self._complain(str(error))
+        if self._whole and isinstance(self.source, Learning):
+            rows, self._whole = np.unique(self._whole), []
+            self.source.learn(rows, ok=True)
+        return [piece for piece in pieces if piece not in came]
+
+    def _sent(self, pieces: Sequence[Piece], rows: Rows) -> Iterator[Sent]:
+        columns = np.array(pieces, dtype=np.int64)
+        if isinstance(self.source, Blockwise):
+            cost = self.source.cost_of_blocks(columns[:, 0], columns[:, 1])
+            yield from self.source.fetch_blocks(columns[:, 0], columns[:, 1])
+        else:
+            groups = np.unique(self._group[rows])
+            cost = sum(self._group_bytes[group] for group in groups.tolist() if group >= 0)
+            cost += int(self._cost[rows].sum())
+            yield from self.source.fetch(rows)
+        self._fetched_bytes += cost
+
+    def _receive(self, sent: Sent, asked: Sequence[Piece]) -> Iterable[Piece]:
+        """Prove what was sent and hand it over; return the pieces that it was."""
+        contents = self._contents
+        if not 0 <= sent.row < len(contents):
+            return ()
+        if isinstance(sent, FileRange):
+            return self._receive_file(sent, [piece for piece in asked if piece[0] == sent.row])
+        if not 0 <= sent.block < contents.block_count(sent.row):
+            return ()
+        right = self._prove(sent)
+        return ((sent.row, sent.block),) if right else ()
+
+    def _prove(self, sent: Bytes) -> bool:
+        contents = self._contents
+        start, end = contents.block_bounds(sent.row, sent.block)
+        digest = contents.block_digest(sent.row, sent.block)
+        if len(sent.data) != end - start or hashlib.sha256(sent.data).digest() != digest:
+            if not isinstance(self.source, Learning):  # whose offers are guesses
+                self._complain(f"{self.source.uri}: sent wrong bytes of {contents.name(sent.row)}")
+            return False
+        self._count(end - start)
+        self._take(sent.row, sent.block, sent.data)
+        return True
+
+    def _receive_file(self, sent: FileRange, asked: Sequence[Piece]) -> list[Piece]:
+        contents = self._contents
+        size = int(contents.size[sent.row])
+        if size <= WHOLE_FILE_BYTES and self._take_file(sent, [block for _, block in asked]):
+            self._count(size)
+            self._whole.append(sent.row)
+            return list(asked)
+        came = []
+        for row, block in asked:
+            start, end = contents.block_bounds(row, block)
+            try:
+                data = os.pread(sent.fd, BLOCK_BYTES, sent.offset + start)[: end - start]
+            except OSError as error:
+                self._complain(f"{self.source.uri}: {error.strerror}")
+                break
+            if self._prove(Bytes(row, block, data)):
+                came.append((row, block))
+        return came
+
+    def _count(self, proven: int) -> None:
+        with self._lock:
+            self._proven_bytes += proven
+            self.arrivals += 1
+            self.stalled = False
+
+    def _refuse(self, row: int) -> None:
+        """Do not ask for a content for a while, each time for longer."""
+        _, seconds = self._refused.get(row, (0.0, FIRST_REFUSAL_SECONDS / 2))
+        seconds = min(2 * seconds, LAST_REFUSAL_SECONDS)
+        self._refused[row] = (time.monotonic() + seconds, seconds)
+
+    def _complain(self, text: str) -> None:
+        with self._lock:
+            if len(self._complaints) < MOST_COMPLAINTS:
+                self._complaints[text] = None
+
+
+def rows_of(pieces: Iterable[Piece]) -> Rows:
+    """Return the contents of pieces, sorted, each once."""
+    rows = np.fromiter((row for row, _ in pieces), dtype=np.int64)
+    return np.unique(rows)

@@ -1,0 +1,320 @@
+"""A VM: its identity, and the folder that holds what is its own.
+
+    STATE/vms/NAME/vm.json         who it is; written once, and when it is told otherwise
+                   lock            held by its supervisor
+                   overlay.qcow2   what it wrote
+                   variables.fd    of UEFI firmware
+                   running.json    its QEMU, while there is one
+                   console.log     what it said on its serial console
+                   qemu.log        what QEMU said
+                   supervisor.log  what went wrong with the supervisor
+
+STATE is vmpack's state folder, or wherever the user wants it. A VM appears by rename, complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from packer import host
+from packer.errors import Error, InputError, InUseError, UsageError
+from packer.run.accelerator import Accelerator
+from packer.run.hardware import Hardware
+from packer.run.processes import Process, is_alive
+from packer.run.sockets import runtime_folder
+from packer.run.spec import ServerSpec
+
+SCHEMA = 1
+MAX_RECORD_BYTES = 1 << 20
+VMS = "vms"
+RUNTIME_KEY_DIGITS = 16
+MAC_PREFIX = "52:54:00"
+"""Of QEMU and KVM; locally administered, so that no card in the world has it."""
+
+MAX_VM_NAME = 64
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_VM_NAME - 1}}}")
+_TRY_SECONDS = 0.05
+
+
+class VmMissingError(UsageError):
+    """There is no VM of that name."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What is written down about a VM (vm.json).
+
+    pack: absolute path or URL. config: the pack's identity. store: absolute folder. accelerator: ""
+    to find one by trying. network: "user" (a NAT of QEMU's) or "none". ephemeral: it is removed
+    when it ends.
+    """
+
+    schema: int = SCHEMA
+    name: str
+    pack: str
+    config: str
+    ref_name: str
+    disk_bytes: Annotated[int, msgspec.Meta(gt=0)]
+    sources: tuple[str, ...] = ()
+    offline: bool = False
+    store: str
+    complete: bool = False
+    uuid: str
+    mac: str
+    hardware: Hardware
+    memory_mib: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
+    cpus: Annotated[int, msgspec.Meta(ge=1, le=1 << 10)]
+    accelerator: Accelerator | Literal[""] = ""
+    network: Literal["user", "none"] = "user"
+    ephemeral: bool = False
+    created: str = ""
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """A QEMU that runs (running.json).
+
+    runtime: the folder of its sockets. console_start: where in console.log this start begins.
+    """
+
+    process: Process
+    runtime: str
+    accelerator: str
+    console_start: int
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A VM in its folder."""
+
+    folder: Path
+    record: Record
+
+    @property
+    def name(self) -> str:
+        """Return its name, that of its folder."""
+        return self.folder.name
+
+    @property
+    def overlay(self) -> Path:
+        """Return the image of what it wrote."""
+        return self.folder / "overlay.qcow2"
+
+    @property
+    def variables(self) -> Path:
+        """Return the variables of its UEFI firmware."""
+        return self.folder / "variables.fd"
+
+    @property
+    def console(self) -> Path:
+        """Return the log of its serial console."""
+        return self.folder / "console.log"
+
+    @property
+    def lease(self) -> str:
+        """Return the name of its lease in the store, which stays if its folder is renamed."""
+        return f"{self.record.name}.{self.record.uuid}"
+
+    def server_spec(self) -> ServerSpec:
+        """Return what its disk is served from."""
+        record = self.record
+        return ServerSpec(
+            record.pack,
+            record.config,
+            record.store,
+            record.sources,
+            record.offline,
+            record.complete,
+        )
+
+    def runtime(self) -> Path:
+        """Return the folder of its sockets, made if need be."""
+        place = os.fsencode(self.folder.resolve())
+        return runtime_folder(VMS, hashlib.sha256(place).hexdigest()[:RUNTIME_KEY_DIGITS])
+
+    def running(self) -> Running | None:
+        """Return its QEMU, if that lives."""
+        with suppress(OSError, ValueError):
+            data = (self.folder / "running.json").read_bytes()
+            found = msgspec.json.decode(data[:MAX_RECORD_BYTES], type=Running)
+            if is_alive(found.process):
+                return found
+        return None
+
+    def note_running(self, running: Running | None) -> None:
+        """Write down which QEMU runs, or that none does."""
+        path = self.folder / "running.json"
+        if running is None:
+            path.unlink(missing_ok=True)
+        else:
+            _write(path, msgspec.json.encode(running))
+
+    def changed(self, **facts: object) -> Vm:
+        """Return the VM with other facts in its record, written down."""
+        record = msgspec.structs.replace(self.record, **facts)
+        if record != self.record:
+            _write(self.folder / "vm.json", _encoded(record))
+        return Vm(self.folder, record)
+
+    def lock(self, *, seconds: float = 0.0) -> int | None:
+        """Return a descriptor that locks it for its supervisor; None when another has it."""
+        deadline = time.monotonic() + seconds
+        try:
+            fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError as error:
+            raise VmMissingError(f"the VM {self.name} is no more") from error
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fd
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    os.close(fd)
+                    return None
+            time.sleep(_TRY_SECONDS)
+
+
+def vms_folder(state: Path | None) -> Path:
+    """Return where VMs lie: below a folder that the user named, or below vmpack's own."""
+    return (state or host.state_dir()).absolute() / VMS
+
+
+def is_vm_name(text: str) -> bool:
+    """Return whether a VM can be called so: as leases of the store can."""
+    return _NAME.fullmatch(text) is not None
+
+
+def check_name(text: str) -> str:
+    """Return a name for a VM. Raises UsageError for what cannot be one."""
+    if not is_vm_name(text):
+        raise UsageError(
+            f"{text!r:.100}: not a name of a VM",
+            hint=f"letters, digits, '.', '_' and '-', at most {MAX_VM_NAME}, no sign first",
+        )
+    return text
+
+
+def find_vm(name: str, state: Path | None = None) -> Vm | None:
+    """Return the VM of a name, or None. Raises InputError when what is written of it is bad."""
+    if not is_vm_name(name):
+        return None
+    folder = vms_folder(state) / name
+    path = folder / "vm.json"
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_RECORD_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Error(f"{path}: {error.strerror}") from error
+    try:
+        record = msgspec.json.decode(data, type=Record)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {error}", hint="a newer vmpack may have written it") from error
+    if record.schema != SCHEMA:
+        raise InputError(f"{path}: schema: expected {SCHEMA}, found {record.schema}")
+    return Vm(folder, record)
+
+
+def the_vm(name: str, state: Path | None = None) -> Vm:
+    """Return the VM of a name. Raises VmMissingError when there is none."""
+    found = find_vm(check_name(name), state)
+    if found is None:
+        raise VmMissingError(
+            f"there is no VM {name} in {vms_folder(state)}", hint="vmpack ps lists what there is"
+        )
+    return found
+
+
+def all_vms(state: Path | None = None) -> Iterator[Vm]:
+    """Yield the VMs of a state folder, by name."""
+    folder = vms_folder(state)
+    with suppress(FileNotFoundError):
+        for name in sorted(os.listdir(folder)):  # noqa: PTH208 - the names are what is wanted
+            found = find_vm(name, state)
+            if found is not None:
+                yield found
+
+
+def prepare_folder(state: Path | None) -> Path:
+    """Return a new folder in which a VM is made; it has no name yet. Raises Error."""
+    place = vms_folder(state)
+    folder = place / f".new-{secrets.token_hex(8)}"
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise Error(
+            f"{place}: cannot be written: {error.strerror}",
+            hint="name another folder for the private areas of VMs with --state",
+        ) from error
+    return folder
+
+
+def publish(folder: Path, record: Record, *, number: bool) -> Vm:
+    """Give a VM that was prepared in a folder its name, and return it.
+
+    number: whether NAME-2, NAME-3, … will do where the name is taken. Raises InUseError.
+    """
+    name, tried = record.name, 1
+    while True:
+        _write(folder / "vm.json", _encoded(msgspec.structs.replace(record, name=name)))
+        final = folder.with_name(name)
+        with suppress(OSError):  # it is taken: no folder replaces one that holds something
+            folder.rename(final)
+            return Vm(final, msgspec.structs.replace(record, name=name))
+        if not os.path.lexists(final):
+            raise Error(f"{final}: cannot be made")
+        if not number:
+            raise InUseError(
+                f"there is a VM {name} already", hint="--new makes another, --name calls it"
+            )
+        tried += 1
+        name = f"{record.name[: MAX_VM_NAME - 8]}-{tried}"
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the folder of a VM: first its name, so that nobody meets half of one."""
+    gone = folder.with_name(f".gone-{secrets.token_hex(8)}")
+    try:
+        folder.rename(gone)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Error(f"{folder}: cannot be removed: {error.strerror}") from error
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def new_mac() -> str:
+    """Return a hardware address that no other VM has, as chance would have it."""
+    return ":".join([MAC_PREFIX, *(f"{one:02x}" for one in secrets.token_bytes(3))])
+
+
+def _encoded(record: Record) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise Error(f"{path}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,430 @@
+"""Disks that were built apart share their equal files, and hold the same bytes as before."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fixtures.boot import boot
+from fixtures.guests import build
+from packer.density import dedupe as deduping
+from packer.density.dedupe import DedupeReport
+from packer.density.settled import Settled
+from packer.errors import InputError, UsageError
+from packer.progress import Advance
+from tests.density.places import BLOCK, BTRFS, allowed_bytes, built_apart, digest, sharing
+from tests.density.places import used_bytes as used
+from tests.host import ROOT, run, shared_bytes
+from tests.round_trip.command import Vmpack
+from tests.round_trip.disks import check_ext4, copy_sparse
+from tests.round_trip.small import ROOT_OFFSET
+
+pytestmark = [*ROOT]
+DISK_BYTES = 64 << 20
+PART = (ROOT_OFFSET, DISK_BYTES)
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three disks that nobody changes."""
+    folder = tmp_path_factory.mktemp("apart")
+    return [built_apart(folder, f"disk-{seed}", seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def allowed(apart: list[Path], tmp_path_factory: pytest.TempPathFactory) -> int:
+    return allowed_bytes([(path, PART) for path in apart], tmp_path_factory.mktemp("oracle"))
+
+
+@pytest.fixture
+def xfs(tmp_path: Path) -> Iterator[Path]:
+    with sharing(tmp_path, 400) as point:
+        yield point
+
+
+@pytest.fixture
+def settled(tmp_path: Path) -> Settled:
+    return Settled(tmp_path / "dedupe.json")
+
+
+def place(disks: list[Path], point: Path, *, container: str = "raw") -> list[Path]:
+    found = []
+    for disk in disks:
+        target = point / f"{disk.stem}.{container}"
+        if container == "raw":
+            copy_sparse(disk, target)
+        else:
+            run("qemu-img", "convert", "-O", container, disk, target)
+        found.append(target)
+    run("sync", "-f", point)
+    return found
+
+
+def age(paths: list[Path]) -> None:
+    """Let the last change of files lie long enough ago to be told from the next one."""
+    newest = max(path.stat().st_ctime for path in paths)
+    time.sleep(max(0.0, newest + 2.1 - time.time()))
+
+
+def test_what_equal_files_allow_is_gained(
+    apart: list[Path], allowed: int, xfs: Path, settled: Settled
+) -> None:
+    disks = place(apart, xfs)
+    before = used(xfs)
+    report = deduping.dedupe(disks, settled=settled)
+    gained = before - used(xfs)
+    assert allowed > 8 << 20
+    assert gained >= 0.95 * allowed
+    assert report.gained_bytes == pytest.approx(gained, rel=0.02)
+    assert [digest(path) for path in disks] == [digest(path) for path in apart]
+    for path in disks:
+        check_ext4(path, ROOT_OFFSET)
+
+
+def test_btrfs_shares_and_what_it_keeps_is_said(
+    tmp_path: Path, apart: list[Path], allowed: int, settled: Settled
+) -> None:
+    """It frees an extent when nothing of it is used any more: in a fresh copy they are large."""
+    with sharing(tmp_path, 400, BTRFS) as point:
+        disks = place(apart, point)
+        report = deduping.dedupe(disks, settled=settled)
+        assert report.gained_bytes >= 0.95 * allowed
+        assert deduping.dedupe(disks, settled=settled, again=True).gained_bytes == 0
+        assert shared_bytes(disks[1]) > 0.9 * report.disks[1].gained_bytes
+        assert any("btrfs" in text for text in report.notes)
+        assert [digest(path) for path in disks] == [digest(path) for path in apart]
+
+
+def test_a_dry_run_says_so_beforehand_and_changes_nothing(
+    apart: list[Path], xfs: Path, settled: Settled
+) -> None:
+    disks = place(apart, xfs)
+    before = used(xfs)
+    could = deduping.dedupe(disks, settled=settled, dry_run=True)
+    assert used(xfs) == before
+    done = deduping.dedupe(disks, settled=settled)
+    assert could.gained_bytes == pytest.approx(done.gained_bytes, rel=0.01)
+
+
+def test_qcow2_images_share_with_raw_ones(
+    apart: list[Path], allowed: int, xfs: Path, settled: Settled
+) -> None:
+    disks = [*place(apart[:1], xfs), *place(apart[1:], xfs, container="qcow2")]
+    before = used(xfs)
+    deduping.dedupe(disks, settled=settled)
+    assert before - used(xfs) >= 0.95 * allowed
+    for disk, original in zip(disks, apart, strict=True):
+        run("qemu-img", "compare", disk, original)
+    for disk in disks[1:]:
+        run("qemu-img", "check", disk)
+
+
+def test_equal_files_of_one_disk_share_too(
+    apart: list[Path], xfs: Path, settled: Settled, tmp_path: Path
+) -> None:
+    disks = place(apart[:1], xfs)
+    report = deduping.dedupe(disks, settled=settled)
+    assert report.gained_bytes == allowed_bytes([(apart[0], PART)], tmp_path) >= 300_000
+    assert digest(disks[0]) == digest(apart[0])
+
+
+def test_what_is_shared_already_is_not_counted_again(
+    apart: list[Path], xfs: Path, settled: Settled
+) -> None:
+    disks = place(apart, xfs)
+    first = deduping.dedupe(disks, settled=settled)
+    second = deduping.dedupe(disks, settled=settled, again=True)
+    assert second.gained_bytes == 0
+    assert second.shared_bytes == pytest.approx(first.gained_bytes, rel=0.01)
+
+
+def test_disks_that_have_not_changed_are_not_looked_at_again(
+    apart: list[Path], xfs: Path, settled: Settled
+) -> None:
+    disks = place(apart, xfs)
+    age(disks)
+    assert not deduping.dedupe(disks, settled=settled).unchanged
+    assert deduping.dedupe(disks, settled=settled).unchanged
+    assert deduping.dedupe(disks[:2], settled=settled).unchanged
+    assert not deduping.dedupe(disks, settled=settled, again=True).unchanged
+    disks[1].touch()
+    assert not deduping.dedupe(disks, settled=settled).unchanged
+
+
+def test_a_new_disk_shares_with_those_that_are_settled(
+    apart: list[Path], xfs: Path, settled: Settled
+) -> None:
+    disks = place(apart[:2], xfs)
+    age(disks)
+    deduping.dedupe(disks, settled=settled)
+    disks += place(apart[2:], xfs)
+    before = used(xfs)
+    report = deduping.dedupe(disks, settled=settled)
+    assert before - used(xfs) == pytest.approx(report.gained_bytes, rel=0.02)
+    assert report.gained_bytes > 3 << 20
+    everything = deduping.dedupe(disks, settled=settled, again=True)
+    assert everything.gained_bytes == 0
+
+
+def test_volumes_that_nobody_can_read_share_equal_runs(
+    xfs: Path, settled: Settled
+) -> None:
+    data = os.urandom(8 << 20)
+    disks = [xfs / "one.raw", xfs / "two.raw"]
+    disks[0].write_bytes(data)
+    disks[1].write_bytes(data[: 3 << 20] + os.urandom(1 << 20) + data[4 << 20 :])
+    report = deduping.dedupe(disks, settled=settled)
+    assert report.gained_bytes == 7 << 20
+    assert disks[0].read_bytes() == data
+
+
+def test_volumes_that_lie_unevenly_gain_nothing_and_that_is_said(
+    apart: list[Path], xfs: Path, settled: Settled
+) -> None:
+    """A partition at sector 63, as Windows XP makes them."""
+    even = place(apart[:1], xfs)[0]
+    uneven = xfs / "uneven.raw"
+    with even.open("rb") as file, uneven.open("wb") as target:
+        file.seek(ROOT_OFFSET)
+        target.seek(63 * 512)
+        shutil.copyfileobj(file, target)
+        table = bytearray(64)
+        size = DISK_BYTES - ROOT_OFFSET
+        table[:16] = bytes.fromhex("00000000 83000000") + (63).to_bytes(4, "little") + (
+            size // 512
+        ).to_bytes(4, "little")
+        target.seek(446)
+        target.write(bytes(table) + b"\x55\xaa")
+    deduping.dedupe([even], settled=settled)
+    report = deduping.dedupe([even, uneven], settled=settled)
+    assert report.disks[0].gained_bytes == 0
+    assert any("begins at byte 32256" in text for text in report.notes)
+    # What lies twice on the uneven disk, as unevenly both times, shares all its inner blocks.
+    assert report.disks[1].gained_bytes == 300_000 // BLOCK * BLOCK
+
+
+class Flipping:
+    """Changes a byte of a disk in every file that is about to be shared, as a guest might."""
+
+    def __init__(self, disk: Path, offset: int) -> None:
+        self.disk = disk
+        self.offset = offset
+
+    def stage(self, title: str, total_bytes: int) -> Flipping:
+        if title == "sharing":
+            with self.disk.open("r+b") as file:
+                for number in range(64):
+                    file.seek(self.offset + number * (1 << 20))
+                    file.write(b"\xa5")
+        return self
+
+    def __enter__(self) -> Advance:
+        return lambda _: None
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_what_changes_after_the_survey_keeps_its_change(
+    apart: list[Path], xfs: Path, settled: Settled
+) -> None:
+    """The kernel compares: a hint that is out of date shares nothing that differs."""
+    disks = place(apart[:2], xfs)
+    deduping.dedupe(disks, settled=settled, progress=Flipping(disks[1], 1000))
+    expected = bytearray(apart[1].read_bytes())
+    for number in range(64):
+        expected[1000 + number * (1 << 20)] = 0xA5
+    assert disks[1].read_bytes() == expected
+    assert digest(disks[0]) == digest(apart[0])
+
+
+def test_an_interruption_harms_nothing_and_the_next_run_goes_on(
+    apart: list[Path], allowed: int, xfs: Path, settled: Settled
+) -> None:
+    class Interrupting(Flipping):
+        def stage(self, title: str, total_bytes: int) -> Flipping:
+            self.count = 0
+            return self
+
+        def __enter__(self) -> Advance:
+            def advance(done_bytes: int) -> None:
+                self.count += 1
+                if self.count == 20:
+                    raise KeyboardInterrupt
+
+            return advance
+
+    disks = place(apart, xfs)
+    before = used(xfs)
+    with pytest.raises(KeyboardInterrupt):
+        deduping.dedupe(disks, settled=settled, progress=Interrupting(disks[0], 0))
+    assert [digest(path) for path in disks] == [digest(path) for path in apart]
+    assert not deduping.dedupe(disks, settled=settled).unchanged
+    assert before - used(xfs) >= 0.95 * allowed
+
+
+def test_a_file_system_that_cannot_share_is_named(
+    apart: list[Path], settled: Settled, run_vmpack: Vmpack
+) -> None:
+    with pytest.raises(InputError, match="cannot share blocks of files") as caught:
+        deduping.dedupe(apart, settled=settled)
+    assert caught.value.exit_code == 3
+    assert "XFS" in caught.value.hint
+    done = run_vmpack("dedupe", *apart)
+    assert done.returncode == 3
+    assert "cannot share blocks" in done.stderr
+
+
+def test_xfs_without_reflinks_is_refused_as_well(
+    apart: list[Path], tmp_path: Path, settled: Settled
+) -> None:
+    maker = ("mkfs.xfs", "-q", "-m", "reflink=0")
+    with (
+        sharing(tmp_path, 400, maker) as point,
+        pytest.raises(InputError, match=r"\(xfs\) cannot share blocks"),
+    ):
+        deduping.dedupe(place(apart[:2], point), settled=settled)
+
+
+def test_a_disk_that_is_named_twice_is_a_mistake(
+    apart: list[Path], xfs: Path, settled: Settled
+) -> None:
+    one = place(apart[:1], xfs)[0]
+    (xfs / "link.raw").hardlink_to(one)
+    with pytest.raises(UsageError, match="the same file"):
+        deduping.dedupe([one, xfs / "link.raw"], settled=settled)
+
+
+def test_a_disk_that_cannot_be_read_does_not_stop_the_others(
+    apart: list[Path], xfs: Path, settled: Settled
+) -> None:
+    disks = place(apart[:2], xfs)
+    vmdk = place(apart[2:], xfs, container="vmdk")
+    report = deduping.dedupe([*disks, *vmdk], settled=settled)
+    assert report.gained_bytes > 3 << 20
+    assert any("vmdk" in text for text in report.notes)
+    with pytest.raises(InputError, match="vmdk"):
+        deduping.dedupe(vmdk, settled=settled)
+
+
+def test_the_command_prints_what_was_gained(
+    apart: list[Path], xfs: Path, run_vmpack: Vmpack
+) -> None:
+    disks = place(apart[:2], xfs)
+    could = run_vmpack.json("dedupe", "--dry-run", *disks)
+    assert could["gained_bytes"] > 3 << 20
+    said = run_vmpack.good("dedupe", xfs)
+    assert " gained, " in said
+    assert str(disks[1]) in said
+    age(disks)
+    run_vmpack.good("dedupe", *disks, "--again")
+    assert "nothing has changed" in run_vmpack.good("dedupe", xfs)
+    (xfs / "empty").mkdir()
+    assert run_vmpack("dedupe", xfs / "empty").returncode == 2
+
+
+def test_watching_repeats_and_ends_when_it_is_interrupted(
+    apart: list[Path], xfs: Path, run_vmpack: Vmpack
+) -> None:
+    disks = place(apart[:2], xfs)
+    age(disks)
+    with run_vmpack.start("dedupe", "--watch=0.01", xfs) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        assert any("gained" in line for line in lines)
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == 19
+        assert "idle" in run("ionice", "-p", str(process.pid))
+        assert any("nothing has changed" in line for line in lines)
+        process.send_signal(2)
+        assert process.wait(30) == 130
+
+
+@pytest.mark.guest
+def test_a_guest_that_runs_meanwhile_is_not_disturbed(
+    xfs: Path, settled: Settled
+) -> None:
+    """Two copies that share nothing; one is booted and writes while files are shared again and
+    again, then the other one. Both check every file.
+    """
+    image = build("busybox")
+    disks = [xfs / f"guest-{number}.raw" for number in range(2)]
+    for path in disks:
+        run("cp", "--reflink=never", "--sparse=always", image, path)
+    before = used(xfs)
+    reports: list[DedupeReport] = []
+    ended = threading.Event()
+
+    def share() -> None:
+        while not ended.wait(1):
+            reports.append(deduping.dedupe(disks, settled=settled, again=True))
+
+    work = threading.Thread(target=share)
+    work.start()
+    try:
+        running = boot(disks[1], snapshot=False, check_all=True)
+    finally:
+        ended.set()
+        work.join()
+    assert running.digests_ok
+    assert running.powered_off
+    assert len(reports) >= 2
+    assert reports[0].gained_bytes > 10 << 20
+    assert before - used(xfs) > 10 << 20
+    for path in disks:
+        facts = json.loads(image.with_suffix(".json").read_text())
+        check_ext4(path, facts["root_offset_bytes"])
+    assert boot(disks[0], check_all=True).digests_ok
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+def test_debian_guests_gain_what_they_can_and_faster_than_others(
+    tmp_path: Path, run_vmpack: Vmpack
+) -> None:
+    """Two real guests built apart. duperemove is asked to look at every block, as only that finds
+    files that lie elsewhere; it still gains less.
+    """
+    images = [build("debian-bios"), build("debian-uefi")]
+    facts = [json.loads(path.with_suffix(".json").read_text()) for path in images]
+    parts = [
+        (image, (root["offset_bytes"], root["offset_bytes"] + root["size_bytes"]))
+        for image, root in zip(images, (one["partitions"]["root"] for one in facts), strict=True)
+    ]
+    allowed = allowed_bytes(parts, tmp_path)
+    with sharing(tmp_path, 5000) as point:
+        disks = place(images, point)
+        before = used(point)
+        started = time.monotonic()
+        options = ("-dr", "-b", "4k", "--dedupe-options=partial")
+        subprocess.run(["duperemove", *options, point], check=True, capture_output=True)
+        theirs_s, theirs = time.monotonic() - started, before - used(point)
+    with sharing(tmp_path, 5000) as point:
+        disks = place(images, point)
+        before = used(point)
+        started = time.monotonic()
+        run_vmpack.good("dedupe", *disks)
+        ours_s, ours = time.monotonic() - started, before - used(point)
+        print(f"duperemove {theirs} bytes in {theirs_s:.1f} s, vmpack {ours} in {ours_s:.1f} s")
+        assert ours >= 0.95 * allowed
+        assert ours > theirs
+        assert ours_s < theirs_s
+        for path, original in zip(disks, images, strict=True):
+            run("cmp", path, original)
+        # One is running while it happens once more; both must start.
+        with_writes = threading.Thread(
+            target=lambda: run_vmpack.good("dedupe", "--again", *disks)
+        )
+        with_writes.start()
+        first = boot(disks[0], snapshot=False)
+        with_writes.join()
+        second = boot(disks[1], firmware="uefi")
+        assert first.digests_ok
+        assert second.digests_ok
