@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from packer.inspect.image import ImageReport, inspect_image
     from packer.inspect.pack import PackSummary, inspect_pack
     from packer.inspect.summary import Summary, summarise
+    from packer.media.boot_image import BootImageReport, boot_device, boot_image
     from packer.media.chances import chances
     from packer.media.device import Device, look_at
     from packer.media.fill import FillReport, fill_list
@@ -44,11 +45,25 @@ if TYPE_CHECKING:
     from packer.pack.against import Against, open_against
     from packer.pack.pack import PackOptions, PackReport, pack
     from packer.progress import Progress
+    from packer.run.commit import commit, commit_in_place
     from packer.run.control import Control
     from packer.run.control_protocol import Hello, ServerStatus
+    from packer.run.create import DiskOrigin, Wishes, create_vm, known_vm
     from packer.run.ensure import ensure_server
-    from packer.run.server import Listening, Served, serve
+    from packer.run.libvirt import domain_xml
+    from packer.run.link import Ended
+    from packer.run.netboot.script import Place
+    from packer.run.netboot.service import NetworkBoot, NetworkBootServer, Offer, network_boot
+    from packer.run.overview import VmReport, look_at_vms
+    from packer.run.profile import ProfileOptions, ProfileReport, profile
+    from packer.run.remove import remove_vm
+    from packer.run.server import Beside, Listening, Served, serve
+    from packer.run.session import RunningVm, start_vm, stop_vm
     from packer.run.spec import ServerAddress, ServerSpec, server_spec
+    from packer.run.trial import Bench, Goal, Trial, bench
+    from packer.run.unit import Manager, lasting_socket, manager_of, systemd_unit
+    from packer.run.upgrade import Upgraded, upgrade_vms
+    from packer.run.vm import Vm, all_vms, the_vm
     from packer.sources.base import Source
     from packer.sources.inventory import Inventory, take_inventory
     from packer.sources.open import SourceOpener, open_pack
@@ -92,6 +107,7 @@ _HOMES = {
     "packer.inspect.image": ("ImageReport", "inspect_image"),
     "packer.inspect.pack": ("PackSummary", "inspect_pack"),
     "packer.inspect.summary": ("Summary", "summarise"),
+    "packer.media.boot_image": ("BootImageReport", "boot_device", "boot_image"),
     "packer.media.chances": ("chances",),
     "packer.media.device": ("Device", "look_at"),
     "packer.media.fill": ("FillReport", "fill_list"),
@@ -99,11 +115,25 @@ _HOMES = {
     "packer.pack.against": ("Against", "open_against"),
     "packer.pack.pack": ("PackOptions", "PackReport", "pack"),
     "packer.progress": ("Progress",),
+    "packer.run.commit": ("commit", "commit_in_place"),
     "packer.run.control": ("Control",),
     "packer.run.control_protocol": ("Hello", "ServerStatus"),
+    "packer.run.create": ("DiskOrigin", "Wishes", "create_vm", "known_vm"),
+    "packer.run.link": ("Ended",),
     "packer.run.ensure": ("ensure_server",),
-    "packer.run.server": ("Listening", "Served", "serve"),
+    "packer.run.libvirt": ("domain_xml",),
+    "packer.run.netboot.script": ("Place",),
+    "packer.run.netboot.service": ("NetworkBoot", "NetworkBootServer", "Offer", "network_boot"),
+    "packer.run.overview": ("VmReport", "look_at_vms"),
+    "packer.run.profile": ("ProfileOptions", "ProfileReport", "profile"),
+    "packer.run.remove": ("remove_vm",),
+    "packer.run.server": ("Beside", "Listening", "Served", "serve"),
+    "packer.run.session": ("RunningVm", "start_vm", "stop_vm"),
     "packer.run.spec": ("ServerAddress", "ServerSpec", "server_spec"),
+    "packer.run.trial": ("Bench", "Goal", "Trial", "bench"),
+    "packer.run.unit": ("Manager", "lasting_socket", "manager_of", "systemd_unit"),
+    "packer.run.upgrade": ("Upgraded", "upgrade_vms"),
+    "packer.run.vm": ("Vm", "all_vms", "the_vm"),
     "packer.sources.base": ("Source",),
     "packer.sources.inventory": ("Inventory", "take_inventory"),
     "packer.sources.open": ("SourceOpener", "open_pack"),
@@ -125,6 +155,9 @@ _HOMES = {
 
 __all__ = [
     "Against",
+    "Bench",
+    "Beside",
+    "BootImageReport",
     "CompactReport",
     "ContentsMissingError",
     "Control",
@@ -133,12 +166,15 @@ __all__ = [
     "DedupeReport",
     "Device",
     "Difference",
+    "DiskOrigin",
     "DryRun",
+    "Ended",
     "Error",
     "Extent",
     "Extra",
     "FillReport",
     "Fit",
+    "Goal",
     "Held",
     "Hello",
     "ImageReport",
@@ -147,16 +183,24 @@ __all__ = [
     "Inventory",
     "LayoutWriter",
     "Listening",
+    "Manager",
     "MismatchError",
     "MissingError",
+    "NetworkBoot",
+    "NetworkBootServer",
+    "Offer",
     "OldDisk",
     "OpenedPack",
     "PackOptions",
     "PackReport",
     "PackSummary",
+    "Place",
     "PolicyError",
     "PrivateKey",
+    "ProfileOptions",
+    "ProfileReport",
     "Progress",
+    "RunningVm",
     "Served",
     "ServerAddress",
     "ServerSpec",
@@ -167,39 +211,64 @@ __all__ = [
     "Store",
     "Summary",
     "Supplied",
+    "Trial",
     "TrustError",
     "UnpackReport",
     "UpdateReport",
+    "Upgraded",
     "UsageError",
     "VerifyReport",
     "Version",
+    "Vm",
+    "VmReport",
     "WantReport",
+    "Wishes",
     "WriteReport",
+    "all_vms",
+    "bench",
+    "boot_device",
+    "boot_image",
     "chances",
+    "commit",
+    "commit_in_place",
     "compact",
     "copy_packs",
     "countersign_pack",
     "create_layout",
+    "create_vm",
     "dedupe",
     "diff_packs",
+    "domain_xml",
     "dry_run",
     "ensure_server",
     "fill_list",
     "identify",
     "inspect_image",
     "inspect_pack",
+    "known_vm",
+    "lasting_socket",
     "load_private",
     "look_at",
+    "look_at_vms",
+    "manager_of",
+    "network_boot",
     "old_disk",
     "open_against",
     "open_pack",
     "pack",
+    "profile",
+    "remove_vm",
     "serve",
     "server_spec",
+    "start_vm",
+    "stop_vm",
     "summarise",
+    "systemd_unit",
     "take_inventory",
+    "the_vm",
     "unpack",
     "update",
+    "upgrade_vms",
     "verify",
     "write",
     "write_want",

@@ -31,10 +31,21 @@ FUNCTIONS = {
     "write": ["write", "look_at"],
     "verify": ["verify"],
     "serve": ["serve", "ensure_server", "server_spec"],
+    "netboot": ["network_boot", "serve"],
+    "boot-image": ["boot_image", "boot_device", "look_at"],
     "sign": ["countersign_pack"],
     "inventory": ["take_inventory"],
+    "run": ["create_vm", "known_vm", "start_vm"],
+    "ps": ["look_at_vms", "all_vms"],
+    "stop": ["stop_vm", "the_vm"],
+    "rm": ["remove_vm", "the_vm"],
     "dedupe": ["dedupe"],
     "compact": ["compact"],
+    "commit": ["commit", "commit_in_place", "the_vm"],
+    "profile": ["profile"],
+    "test": ["bench"],
+    "define": ["domain_xml", "systemd_unit", "manager_of", "lasting_socket"],
+    "upgrade": ["upgrade_vms", "the_vm"],
 }
 """What each verb calls."""
 
@@ -42,7 +53,7 @@ OF_THIS_HOST = {"key", "trust", "store"}
 """These manage the host's own files."""
 
 
-INSIDE = {"Contents", "DiskRecords", "Hints", "Map", "Memory", "Replaced"}
+INSIDE = {"Contents", "DiskRecords", "Hints", "Map", "Memory", "Part", "Replaced", "Settled"}
 """Nobody has to name these: they are parts of an opened pack, what one verb hands to another, or
 what this host remembers.
 """

@@ -14,7 +14,7 @@ from packer.cli.vms import add_state
 from packer.errors import UsageError
 from packer.run.libvirt import domain_xml, libvirt_reconnects
 from packer.run.sockets import socket_path
-from packer.run.unit import Host, host_of, lasting_socket, served_name, systemd_unit
+from packer.run.unit import Manager, lasting_socket, manager_of, served_name, systemd_unit
 from packer.run.vm import Vm, the_vm
 from packer.survey.frozen import is_frozen
 
@@ -52,13 +52,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(options: argparse.Namespace) -> int:
     """Define."""
     vm = the_vm(options.vm, options.state)
-    host = host_of(vm, system=options.system)
-    socket = _socket(options, vm, host)
+    manager = manager_of(vm, system=options.system)
+    socket = _socket(options, vm, manager)
     if options.libvirt:
-        text = domain_xml(vm, host, socket, reconnects=libvirt_reconnects())
+        text = domain_xml(vm, manager, socket, reconnects=libvirt_reconnects())
         name = f"{vm.name}.xml"
     else:
-        text = systemd_unit(vm, host, socket, program_words())
+        text = systemd_unit(vm, manager, socket, program_words())
         name = f"{served_name(vm)}.service"
     if options.output is None:
         sys.stdout.write(text)
@@ -80,8 +80,8 @@ def program_words() -> list[str]:
     return [str(Path(found).absolute())]
 
 
-def _socket(options: argparse.Namespace, vm: Vm, host: Host) -> Path:
+def _socket(options: argparse.Namespace, vm: Vm, manager: Manager) -> Path:
     if options.socket is None:
-        return lasting_socket(vm, host)
+        return lasting_socket(vm, manager)
     path = options.socket.absolute()
     return socket_path(path.parent, path.name)

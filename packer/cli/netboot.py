@@ -8,7 +8,7 @@ import sys
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 
-from packer.cli.options import add_common, add_trust, add_verb, remember_use
+from packer.cli.options import add_common, add_trust, add_verb, progress_of, remember_use
 from packer.cli.rebuild import add_origins, opened
 from packer.cli.serve import print_line, print_status
 from packer.errors import UsageError
@@ -19,7 +19,7 @@ from packer.run.netboot.service import (
     NetworkBootServer,
     Offer,
     loaders_in,
-    prepare,
+    network_boot,
 )
 from packer.run.server import Listening, Served, serve
 from packer.run.sockets import own_folder, socket_path
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     with opened(options) as rebuild:
         pack, store = rebuild.pack, rebuild.store
         assert store is not None
-        boot = prepare(pack, options.entry)
+        boot = network_boot(pack, options.entry, progress_of(options))
         loaders = loaders_in(options.loaders)
         offer = Offer(
             *(str(options.listen), str(address), options.http_port, options.tftp_port),

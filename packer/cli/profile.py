@@ -27,7 +27,7 @@ from packer.cli.run import add_wishes, wishes_of
 from packer.cli.settings import load_settings
 from packer.errors import MismatchError, UsageError
 from packer.progress import note
-from packer.run.create import Served
+from packer.run.create import DiskOrigin
 from packer.run.profile import ProfileOptions, ProfileReport, profile
 from packer.run.trial import Goal, Trial
 from packer.sources.open import open_pack
@@ -142,10 +142,10 @@ def run(options: argparse.Namespace) -> int:
     return MismatchError.exit_code
 
 
-def served_of(options: argparse.Namespace) -> Served:
+def served_of(options: argparse.Namespace) -> DiskOrigin:
     """Return where the disk of the pack comes from, by the options and the settings."""
     sources = options.sources or load_settings().sources
-    return Served(options.pack, own_store(options.store), sources, options.offline)
+    return DiskOrigin(options.pack, own_store(options.store), sources, options.offline)
 
 
 def _as_json(report: ProfileReport) -> dict[str, object]:

@@ -18,7 +18,7 @@ from packer.errors import UsageError
 from packer.progress import note
 from packer.run.accelerator import ACCELERATORS, Accelerator
 from packer.run.console import on_terminal, relay, wait_until_started
-from packer.run.create import Served, Wishes, create_vm, known_vm
+from packer.run.create import DiskOrigin, Wishes, create_vm, known_vm
 from packer.run.hardware import LEAST_MEMORY_MIB
 from packer.run.link import Start
 from packer.run.programs import QemuError
@@ -50,7 +50,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--complete",
         action=argparse.BooleanOptionalAction,
-        default=False,
+        default=None,
         help="fetch in the background what the guest has not read",
     )
     add_origins(parser)
@@ -119,8 +119,12 @@ def _vm(options: argparse.Namespace) -> tuple[Vm, Verdict | None]:
         )
     with open_pack(location) as pack:
         verdict = accept(pack, options)
-        served = Served(
-            location, own_store(options.store), options.sources, options.offline, options.complete
+        served = DiskOrigin(
+            location,
+            own_store(options.store),
+            options.sources,
+            options.offline,
+            bool(options.complete),
         )
         if not another:
             known = known_vm(pack, served, name=options.name, state=options.state)
@@ -141,8 +145,13 @@ def _vm(options: argparse.Namespace) -> tuple[Vm, Verdict | None]:
 def _as_wished(vm: Vm, options: argparse.Namespace) -> Vm:
     """Return a known VM with what the user wants otherwise now, which it keeps."""
     if vm.running() is None:
-        return vm.changed(**wishes_of(options).facts())
-    if any((options.memory, options.cpus, options.accel, options.net)):
+        facts = wishes_of(options).facts()
+        if options.offline:
+            facts["offline"] = True
+        if options.complete is not None:
+            facts["complete"] = options.complete
+        return vm.changed(**facts)
+    if any((options.memory, options.cpus, options.accel, options.net, options.complete)):
         note(f"{vm.name} runs already: what it has stays as it is")
     return vm
 

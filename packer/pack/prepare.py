@@ -118,12 +118,25 @@ def prepare(
     if earlier is not None and earlier.boot is Boot.FORGOTTEN:
         by_rule = replace(judgement, boot=np.full_like(judgement.boot, -1))
     classes = classify(surveyed, by_rule, pieces, digests.owned, keep_free=keep_free)
-    if known is not None:
-        classes = known.keep_classes(classes)
+    classes = classes if known is None else known.keep_classes(classes)
     drawing = draw(surveyed.size, pieces, digests, classes)
     hints = note_hints(surveyed, judgement, pieces, drawing, digests.programs)
-    disk_map = drawing.map
-    unshipped = disk_map.contents.classes != Class.SHARED
+    unshipped = drawing.map.contents.classes != Class.SHARED
+    return Prepared(
+        surveyed,
+        judgement,
+        pieces,
+        _shared_with(drawing.map, hints, against),
+        hints,
+        drawing.fragment,
+        np.zeros_like(drawing.fragment),
+        unshipped,
+        reader,
+    )
+
+
+def _shared_with(disk_map: Map, hints: Hints, against: Sequence[Against]) -> Map:
+    """Return the map with private contents that others are known to hold as shared ones."""
     for held_by in against:
         contents = disk_map.contents
         rows = np.flatnonzero(contents.classes == Class.PRIVATE)
@@ -131,17 +144,7 @@ def prepare(
         relabelled = contents.classes.copy()
         relabelled[shared] = Class.SHARED
         disk_map = replace(disk_map, contents=replace(contents, classes=relabelled))
-    return Prepared(
-        surveyed,
-        judgement,
-        pieces,
-        disk_map,
-        hints,
-        drawing.fragment,
-        np.zeros_like(drawing.fragment),
-        unshipped,
-        reader,
-    )
+    return disk_map
 
 
 def follow_touched(

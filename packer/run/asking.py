@@ -66,7 +66,7 @@ class Asker:
         """Have a supplier look at all that there is, once."""
         if not supplier.searched:
             supplier.searched = True
-            await run(supplier, lambda: supplier.look(rows, deep=True))
+            await asyncio.wait({run(supplier, lambda: supplier.look(rows, deep=True))})
 
     async def fetch(self, supplier: Supplier, pieces: Sequence[Piece]) -> None:
         """Fetch the pieces that a supplier offers; return when they came, will not, or it stalls.

@@ -33,7 +33,7 @@ from packer.sources.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class DiskOrigin:
     """Where the disk of a VM comes from. location: of the pack; sources: URIs, none: the defaults.
 
     complete: whether what nobody reads is fetched in the background.
@@ -63,7 +63,7 @@ class Wishes:
 
 def create_vm(
     pack: OpenedPack,
-    served: Served,
+    served: DiskOrigin,
     wishes: Wishes | None = None,
     *,
     name: str | None = None,
@@ -115,7 +115,7 @@ def create_vm(
 
 
 def known_vm(
-    pack: OpenedPack, served: Served, *, name: str | None = None, state: Path | None = None
+    pack: OpenedPack, served: DiskOrigin, *, name: str | None = None, state: Path | None = None
 ) -> Vm | None:
     """Return the VM of that name, if there is one, told where its pack and its sources are now.
 
@@ -135,12 +135,10 @@ def known_vm(
         return vm
     served.store.leases.lease(vm.lease, pack.map.contents.digest)
     sources = {} if not served.sources else {"sources": spec.sources}
-    return vm.changed(
-        pack=spec.pack, store=spec.store, offline=spec.offline, complete=spec.complete, **sources
-    )
+    return vm.changed(pack=spec.pack, store=spec.store, **sources)
 
 
-def _spec(pack: OpenedPack, served: Served) -> ServerSpec:
+def _spec(pack: OpenedPack, served: DiskOrigin) -> ServerSpec:
     return server_spec(
         served.location,
         pack.config_digest,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,12 +123,14 @@ class Kept:
                 parts.append(data)
         return parts
 
-    def look(self, pieces: Iterable[Piece]) -> None:
+    def look(self, pieces: Sequence[Piece]) -> None:
         """Deliver those pieces that the store holds."""
         for piece in pieces:
             held = self._look(piece)
             if held is not None:
                 self._deliver(piece, held)
+        for row in {row for row, _ in pieces}:
+            self._settle(row)
 
     # -- to keep -----------------------------------------------------------------------------------
 
@@ -149,9 +150,7 @@ class Kept:
             self.take_carried(row, block, data)
             return
         self._deliver((row, block), held)
-        with suppress(Error):
-            if self._shelf.settle(row):
-                self.at_hand[row] = True
+        self._settle(row)
 
     def take_file(self, sent: FileRange, blocks: Sequence[int]) -> bool:
         """Keep a whole shared content that lies in a file, and deliver some blocks of it.
@@ -208,6 +207,14 @@ class Kept:
         except Error as error:
             self._complain(error)
             return None
+
+    def _settle(self, row: int) -> None:
+        """Note whether all of a content is in the store by now."""
+        try:
+            if self._shelf.settle(row):
+                self.at_hand[row] = True
+        except Error as error:
+            self._complain(error)
 
     def _lose(self, row: int) -> None:
         self.at_hand[row] = False

@@ -21,7 +21,7 @@ from packer.run import programs
 from packer.run.accelerator import Accelerator, find_accelerator
 from packer.run.firmware import find_uefi
 from packer.run.qemu import RECONNECT_SECONDS
-from packer.run.unit import Host
+from packer.run.unit import Manager
 from packer.run.vm import Vm
 
 RECONNECTS_SINCE = (9, 2)
@@ -37,7 +37,7 @@ _KINDS = {"kvm": "kvm", "tcg": "qemu", "hvf": "hvf"}
 _NETWORK_MODELS = {"virtio-net-pci": "virtio", "e1000": "e1000"}
 
 
-def domain_xml(vm: Vm, host: Host, socket: Path, *, reconnects: bool) -> str:
+def domain_xml(vm: Vm, manager: Manager, socket: Path, *, reconnects: bool) -> str:
     """Return the domain of a VM whose disk is served at `socket`; its overlay gets a link.
 
     reconnects: whether this libvirt knows how long QEMU waits for a server that was started again;
@@ -60,9 +60,9 @@ def domain_xml(vm: Vm, host: Host, socket: Path, *, reconnects: bool) -> str:
     _add(cpu, "topology", sockets="1", dies="1", cores=str(record.cpus), threads="1")
     _add(domain, "clock", offset=record.hardware.clock)
     _add_devices(domain, vm, program, socket, reconnects=reconnects)
-    if host.system:  # QEMU runs as the VM's owner, as it does under `vmpack run`
+    if manager.system:  # QEMU runs as the VM's owner, as it does under `vmpack run`
         label = _add(domain, "seclabel", type="static", model="dac", relabel="yes")
-        _add(label, "label", f"+{host.user}:+{host.group}")
+        _add(label, "label", f"+{manager.user}:+{manager.group}")
     _refuse_what_xml_cannot_hold(domain)
     Xml.indent(domain)
     return Xml.tostring(domain, encoding="unicode") + "\n"

@@ -78,11 +78,14 @@ class LinkServer:
         except OSError as error:
             raise Error(f"cannot listen at {self._path}: {error.strerror or error}") from error
 
-    async def stop(self) -> None:
-        """Listen no more, send what waits, and close."""
+    def stop_listening(self) -> None:
+        """Take nobody any more. The caller still holds the VM's lock: the path is ours."""
         self._path.unlink(missing_ok=True)
         if self._server is not None:
             self._server.close()
+
+    async def finish(self) -> None:
+        """Send what waits, and close."""
         clients = dict(self._clients)
         await asyncio.gather(*(client.finish() for client in clients))
         for task in clients.values():

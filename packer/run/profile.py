@@ -26,7 +26,7 @@ from packer.pack.earlier import keeps_free, recalled
 from packer.pack.issue import Issued, issue
 from packer.pack.pack import PackOptions, pack
 from packer.progress import Progress, Silent
-from packer.run.create import Served, Wishes
+from packer.run.create import DiskOrigin, Wishes
 from packer.run.trial import Bench, Goal, GoalMissedError, Trial, bench
 from packer.sources.open import open_pack
 from packer.sources.store import Store
@@ -87,7 +87,7 @@ class ProfileReport:
 
 def profile(
     base: OpenedPack,
-    served: Served,
+    served: DiskOrigin,
     output: str | Path,
     keys: Sequence[PrivateKey],
     options: ProfileOptions,
@@ -179,7 +179,7 @@ class _Profiler:
         with open_pack(str(draft)) as written, create_layout(alone) as writer:
             copy_packs([written], writer, Extent.BOOT, progress=self.progress)
         store = Store(self.work / f"nothing-{number}")
-        served = Served(str(alone), store, (f"store:{store.folder}",), offline=True)
+        served = DiskOrigin(str(alone), store, (f"store:{store.folder}",), offline=True)
         options = self.options
         with (
             open_pack(str(alone)) as copy,

@@ -10,6 +10,7 @@ from packer.errors import InUseError
 from packer.run.session import stop_vm
 from packer.run.vm import Vm, all_vms, remove_folder
 from packer.sources.store import Store
+from packer.survey.in_use import refuse_if_in_use
 
 _LOCK_SECONDS = 10.0
 
@@ -29,6 +30,8 @@ def remove_vm(vm: Vm, *, force: bool = False) -> None:
             f"the VM {vm.name} runs", hint=f"vmpack stop {vm.name}, or --force pulls its plug"
         )
     try:
+        if vm.overlay.exists():
+            refuse_if_in_use([vm.overlay])  # a QEMU of libvirt's has no supervisor
         forget(vm)
     finally:
         os.close(lock)

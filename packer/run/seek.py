@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +18,7 @@ from packer.run.coming import Coming
 from packer.run.kept import Kept
 from packer.run.supplier import Supplier, rows_of
 
+_log = logging.getLogger(__name__)
 Rows = NDArray[np.int64]
 Tiers = tuple[list[Supplier], list[Supplier], list[Supplier]]
 """Suppliers on this host, on the local network, far away."""
@@ -105,8 +107,15 @@ class Seeker:
     def _left(self, pieces: Sequence[Piece]) -> list[Piece]:
         return self._coming.pending(pieces)
 
+    async def _try(self, pieces: list[Piece]) -> None:
+        """Ask everybody once; a bug in one source does not end the search for good."""
+        try:
+            await self.once(pieces)
+        except Exception:
+            _log.exception("unexpected")
+
     async def _seek(self, pieces: list[Piece]) -> None:
-        await self.once(pieces)
+        await self._try(pieces)
         if left := self._left(pieces):
             self._coming.missing.update(dict.fromkeys(left))
             if self._retrying is None or self._retrying.done():
@@ -121,14 +130,14 @@ class Seeker:
                 await asyncio.wait_for(self._retry_now.wait(), self._retry_seconds)
             self._retry_now.clear()
             await self._renew(rows_of(pieces))
-            await self.once(pieces)
+            await self._try(pieces)
         self._coming.missing.clear()
 
     async def _renew(self, rows: Rows) -> None:
         """Have everybody asked again who is not at work."""
         for supplier in [one for tier in self.tiers for one in tier]:
             if not supplier.flying and (supplier.asking is None or supplier.asking.done()):
-                await run(supplier, supplier.renew)
+                await asyncio.wait({run(supplier, supplier.renew)})
                 supplier.asked[rows] = False
 
     async def _from_store(self, pieces: list[Piece]) -> None:

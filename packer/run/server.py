@@ -30,7 +30,7 @@ from packer.run.control_protocol import (
 from packer.run.control_server import ControlServer
 from packer.run.device import LazyDisk
 from packer.run.nbd.server import NbdServer
-from packer.run.resolve import Resolver
+from packer.run.resolve import HOLD_SECONDS, Resolver
 from packer.sources.base import Source
 from packer.sources.store import Store
 
@@ -80,6 +80,7 @@ def serve(
     *,
     complete: bool = False,
     idle_exit_seconds: float | None = None,
+    hold_seconds: float = HOLD_SECONDS,
     beside: Beside | None = None,
     started: Callable[[int], None],
     asked: Callable[[ServerStatus], None] | None = None,
@@ -87,6 +88,7 @@ def serve(
     """Serve until SIGINT or SIGTERM comes, somebody stops it, or nobody is there any more.
 
     complete: fetch in the background what nobody reads. idle_exit_seconds: None to wait forever.
+    hold_seconds: how long a read waits for what nobody has before it fails.
     beside: served from after the disk until before its end. started: called with the TCP port (0
     without) once clients are taken. asked: called at SIGUSR1.
     Returns what was done. Raises Error when nobody can listen there.
@@ -94,7 +96,7 @@ def serve(
     _ = served.pack.map  # what is wrong with it is said before anybody connects
 
     async def run() -> ServerStatus:
-        server = _DiskServer(served, listening)
+        server = _DiskServer(served, listening, hold_seconds)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.end)
@@ -121,10 +123,12 @@ def serve(
 class _DiskServer:
     """One disk that is served, between `start` and `stop`."""
 
-    def __init__(self, served: Served, listening: Listening) -> None:
+    def __init__(self, served: Served, listening: Listening, hold_seconds: float) -> None:
         self._served = served
         self._listening = listening
-        self._resolver = Resolver(served.pack, served.sources, served.store)
+        self._resolver = Resolver(
+            served.pack, served.sources, served.store, hold_seconds=hold_seconds
+        )
         self._disk = LazyDisk(served.pack.map, self._resolver)
         self._nbd = NbdServer({listening.export: self._disk})
         self._control = ControlServer(

@@ -37,6 +37,7 @@ _TRY_SECONDS = 0.2
 _ASK_SECONDS = 3.0
 _CHUNK_BYTES = 1 << 16
 _WORDS_KEPT = 1 << 20
+_LONGEST_MATCH = 1 << 14
 
 
 class Connection:
@@ -170,6 +171,7 @@ class RunningVm:
     def __init__(self, vm: Vm, start: Start | None = None) -> None:
         self.vm = vm
         self.console = b""
+        self._new_bytes = 0
         self.said: list[str] = []
         self.now: Now | None = None
         self.ended: Ended | None = None
@@ -182,11 +184,23 @@ class RunningVm:
     def wait_for(self, pattern: str, seconds: float) -> re.Match[bytes] | None:
         """Return what a regular expression matches on the console within some time, or None.
 
-        Returns None at once when the VM ends without it.
+        Returns None at once when the VM ends without it. A match of more than _LONGEST_MATCH bytes
+        may be missed.
         """
         sought = re.compile(pattern.encode())
-        self._wait(seconds, lambda: sought.search(self.console) is not None)
-        return sought.search(self.console)
+        found = sought.search(self.console)
+        self._new_bytes = 0
+
+        def is_there() -> bool:
+            nonlocal found
+            new, self._new_bytes = self._new_bytes, 0
+            if found is None and new:
+                begin = len(self.console) - new - _LONGEST_MATCH
+                found = sought.search(self.console, max(0, begin))
+            return found is not None
+
+        self._wait(seconds, is_there)
+        return found
 
     def wait_until_said(self, words: str, seconds: float) -> bool:
         """Return whether a line for a person has these words within some time."""
@@ -222,6 +236,7 @@ class RunningVm:
         for one in self._session.messages(seconds):
             if isinstance(one, Console):
                 self.console = (self.console + one.data)[-_WORDS_KEPT:]
+                self._new_bytes += len(one.data)
             elif isinstance(one, Say):
                 self.said.append(one.text)
             elif isinstance(one, Now):

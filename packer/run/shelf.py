@@ -104,7 +104,7 @@ class Shelf:
 
     def settle(self, row: int) -> bool:
         """Return whether all of a content is here, proven; a complete one becomes an object."""
-        held = self.held(row)
+        held = self.held(row) or self._open(row)
         if held is None or not held.has(0, len(held.proven)):
             return False
         if held.partial is not None and self._contents.classes[row] == Class.SHARED:

@@ -11,6 +11,7 @@ What happens when one of them dies:
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +22,19 @@ from packer.run.accelerator import EMULATION, find_accelerator
 from packer.run.control_protocol import failure_of
 from packer.run.emulator import Emulator
 from packer.run.keeper import ServerKeeper
-from packer.run.link import Attach, Console, Ended, Input, Now, Request, Say, Start, State, Stop
+from packer.run.link import (
+    Attach,
+    Console,
+    Ended,
+    Failed,
+    Input,
+    Now,
+    Request,
+    Say,
+    Start,
+    State,
+    Stop,
+)
 from packer.run.link_server import Client, LinkServer
 from packer.run.pauses import STOPPED, Pauses
 from packer.run.qemu import Wiring
@@ -51,10 +64,11 @@ SHORTEN_SECONDS = 10.0
 
 
 class Supervisor:
-    """Minds a VM whose lock the caller holds."""
+    """Minds a VM. lock: the descriptor that holds its lock, which is closed at the end."""
 
-    def __init__(self, vm: Vm) -> None:
+    def __init__(self, vm: Vm, lock: int) -> None:
         self._vm = vm
+        self._lock = lock
         self._runtime = vm.runtime()
         self._link = LinkServer(self._runtime / link.SOCKET, self._handle)
         self._keeper = ServerKeeper(vm.server_spec(), self._say)
@@ -68,21 +82,29 @@ class Supervisor:
         self._stopping: asyncio.Task[None] | None = None
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Mind the VM until it ends. ready: called once others can connect."""
+        """Mind the VM until it ends. ready: called once others can connect. Raises Error."""
         self._wanted = asyncio.get_running_loop().create_future()
         await self._link.start()
         ready()
         try:
             emulator = await self._adopt() or await self._launch()
-            if emulator is not None:
-                self._link.tell(await self._mind(emulator))
+            last = None if emulator is None else await self._mind(emulator)
         except Error as error:
-            self._link.tell(link.Failed(failure_of(error)))
+            await self._leave(Failed(failure_of(error)))
             raise
-        finally:
-            if self._vm.running() is None:
-                self._clear_away()
-            await self._link.stop()
+        await self._leave(last)
+
+    async def _leave(self, last: Ended | Failed | None) -> None:
+        """Tell how it went, when all is done: who hears it may start or remove the VM at once."""
+        if self._vm.running() is None:
+            self._vm.note_running(None)
+            if self._vm.record.ephemeral:
+                forget(self._vm)
+        self._link.stop_listening()
+        os.close(self._lock)
+        if last is not None:
+            self._link.tell(last)
+        await self._link.finish()
 
     # -- its beginning -----------------------------------------------------------------------------
 
@@ -208,12 +230,6 @@ class Supervisor:
         killed = f", killed by signal {-status}" if status is not None and status < 0 else ""
         words = "" if killed else last_words(self._vm.folder / "qemu.log")
         return Ended("lost", f"QEMU has ended unexpectedly{killed}{': ' if words else ''}{words}")
-
-    def _clear_away(self) -> None:
-        """Leave nothing behind of a VM that runs no more."""
-        self._vm.note_running(None)
-        if self._vm.record.ephemeral:
-            forget(self._vm)
 
     # -- those who attend --------------------------------------------------------------------------
 

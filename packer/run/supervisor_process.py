@@ -93,7 +93,7 @@ def main(folder: str) -> None:
         if lock is None:
             _tell(_BUSY)
             return
-        _supervise(vm)
+        _supervise(vm, lock)
     except Error as error:
         _log.error("%s%s", error, f" ({error.hint})" if error.hint else "")
     # A thread may still be waiting for a server that nobody needs any more.
@@ -101,10 +101,10 @@ def main(folder: str) -> None:
     os._exit(0)
 
 
-def _supervise(vm: Vm) -> None:
+def _supervise(vm: Vm, lock: int) -> None:
     from packer.run.supervisor import Supervisor  # here: who starts one does without its libraries
 
-    asyncio.run(Supervisor(vm).run(lambda: _tell(_READY)))
+    asyncio.run(Supervisor(vm, lock).run(lambda: _tell(_READY)))
 
 
 def _tell(word: bytes) -> None:

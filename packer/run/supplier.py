@@ -210,16 +210,19 @@ class Supplier:
         return [piece for piece in pieces if piece not in came]
 
     def _sent(self, pieces: Sequence[Piece], rows: Rows) -> Iterator[Sent]:
+        """Yield what the source sends; what must travel for it counts when the first part came."""
         columns = np.array(pieces, dtype=np.int64)
         if isinstance(self.source, Blockwise):
             cost = self.source.cost_of_blocks(columns[:, 0], columns[:, 1])
-            yield from self.source.fetch_blocks(columns[:, 0], columns[:, 1])
+            sent: Iterator[Sent] = self.source.fetch_blocks(columns[:, 0], columns[:, 1])
         else:
             groups = np.unique(self._group[rows])
             cost = sum(self._group_bytes[group] for group in groups.tolist() if group >= 0)
             cost += int(self._cost[rows].sum())
-            yield from self.source.fetch(rows)
-        self._fetched_bytes += cost
+            sent = self.source.fetch(rows)
+        for number, piece in enumerate(sent):
+            self._fetched_bytes += 0 if number else cost
+            yield piece
 
     def _receive(self, sent: Sent, asked: Sequence[Piece]) -> Iterable[Piece]:
         """Prove what was sent and hand it over; return the pieces that it was."""

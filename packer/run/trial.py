@@ -20,7 +20,7 @@ from packer.artifact.opened import OpenedPack
 from packer.errors import Error, MismatchError
 from packer.run.control import Control
 from packer.run.control_protocol import MissingStatus, ServerStatus
-from packer.run.create import Served, Wishes, create_vm
+from packer.run.create import DiskOrigin, Wishes, create_vm
 from packer.run.ensure import ensure_server
 from packer.run.remove import remove_vm
 from packer.run.session import RunningVm, start_vm
@@ -97,7 +97,7 @@ class Bench:
     """
 
     pack: OpenedPack
-    served: Served
+    served: DiskOrigin
     folder: Path
     uri: str
     control: Control
@@ -171,7 +171,7 @@ class _Quiet:
 @contextmanager
 def bench(
     pack: OpenedPack,
-    served: Served,
+    served: DiskOrigin,
     wishes: Wishes | None = None,
     arguments: tuple[str, ...] = (),
     *,

@@ -38,7 +38,7 @@ _ESCAPED = {"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$", "\n": "\\n", "\t": "
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class Manager:
     """Whose systemd and whose libvirt is meant: those of the whole system, or of one user.
 
     user: who owns the VM. group: of that user. runtime: what is made anew with each boot.
@@ -58,14 +58,14 @@ class Host:
             return str(self.user)
 
 
-def host_of(vm: Vm, *, system: bool) -> Host:
+def manager_of(vm: Vm, *, system: bool) -> Manager:
     """Return where a VM is to live: as its owner, managed by the system or by that user."""
     status = vm.folder.stat()
     if system:
-        return Host(True, status.st_uid, status.st_gid, Path("/run"))
+        return Manager(True, status.st_uid, status.st_gid, Path("/run"))
     given = os.environ.get("XDG_RUNTIME_DIR", "")
     runtime = Path(given) if Path(given).is_absolute() else Path(f"/run/user/{status.st_uid}")
-    return Host(False, status.st_uid, status.st_gid, runtime)
+    return Manager(False, status.st_uid, status.st_gid, runtime)
 
 
 def served_name(vm: Vm) -> str:
@@ -78,12 +78,12 @@ def served_name(vm: Vm) -> str:
     return f"vmpack-{plain}-{vm.server_spec().key[:KEY_DIGITS]}"
 
 
-def lasting_socket(vm: Vm, host: Host) -> Path:
+def lasting_socket(vm: Vm, manager: Manager) -> Path:
     """Return the path of the socket at which the unit serves a VM's disk, in every boot."""
-    return socket_path(host.runtime / FOLDER / served_name(vm), "nbd")
+    return socket_path(manager.runtime / FOLDER / served_name(vm), "nbd")
 
 
-def systemd_unit(vm: Vm, host: Host, socket: Path, program: Sequence[str]) -> str:
+def systemd_unit(vm: Vm, manager: Manager, socket: Path, program: Sequence[str]) -> str:
     """Return the unit that serves a VM's disk at `socket`.
 
     program: the words that start vmpack. Raises UsageError for a path that no unit can hold.
@@ -92,15 +92,15 @@ def systemd_unit(vm: Vm, host: Host, socket: Path, program: Sequence[str]) -> st
     lines = [
         "[Unit]",
         f"Description=Disk of {_text(record.ref_name)} for virtual machines",
-        *_before_and_after(vm, host),
+        *_before_and_after(vm, manager),
         "",
         "[Service]",
         "Type=notify",
         "NotifyAccess=all",
         f"ExecStart={' '.join(unit_word(one) for one in _command(vm, socket, program))}",
-        *([f"User={_text(host.login)}"] if host.system and host.user else []),
+        *([f"User={_text(manager.login)}"] if manager.system and manager.user else []),
         *_environment(),
-        *_runtime_folder(vm, host, socket),
+        *_runtime_folder(vm, manager, socket),
         "UMask=0077",
         "NoNewPrivileges=yes",
         f"TimeoutStartSec={START_SECONDS}",
@@ -108,7 +108,7 @@ def systemd_unit(vm: Vm, host: Host, socket: Path, program: Sequence[str]) -> st
         f"RestartSec={RESTART_SECONDS}",
         "",
         "[Install]",
-        f"WantedBy={'multi-user.target' if host.system else 'default.target'}",
+        f"WantedBy={'multi-user.target' if manager.system else 'default.target'}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -153,9 +153,9 @@ def _command(vm: Vm, socket: Path, program: Sequence[str]) -> list[str]:
     return words + (["--complete"] if spec.complete else [])
 
 
-def _before_and_after(vm: Vm, host: Host) -> list[str]:
+def _before_and_after(vm: Vm, manager: Manager) -> list[str]:
     """Return what must be there first, and what needs this first. Users' units see none of it."""
-    if not host.system:
+    if not manager.system:
         return []
     spec = vm.server_spec()
     places = [spec.store, *([spec.pack.partition("#")[0]] if spec.pack.startswith("/") else [])]
@@ -172,7 +172,7 @@ def _environment() -> list[str]:
     return [f"Environment={unit_word(f'{HOME_VARIABLE}={Path(home).absolute()}')}"] if home else []
 
 
-def _runtime_folder(vm: Vm, host: Host, socket: Path) -> list[str]:
-    if socket != lasting_socket(vm, host):
+def _runtime_folder(vm: Vm, manager: Manager, socket: Path) -> list[str]:
+    if socket != lasting_socket(vm, manager):
         return []  # the user has chosen a folder, and looks after it
     return [f"RuntimeDirectory={FOLDER}/{served_name(vm)}", "RuntimeDirectoryMode=0700"]

@@ -47,6 +47,7 @@ MAC_PREFIX = "52:54:00"
 MAX_VM_NAME = 64
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_VM_NAME - 1}}}")
 _TRY_SECONDS = 0.05
+_STATE_HINT = "name another folder for the private areas of VMs with --state"
 
 
 class VmMissingError(UsageError):
@@ -241,11 +242,16 @@ def the_vm(name: str, state: Path | None = None) -> Vm:
 def all_vms(state: Path | None = None) -> Iterator[Vm]:
     """Yield the VMs of a state folder, by name."""
     folder = vms_folder(state)
-    with suppress(FileNotFoundError):
-        for name in sorted(os.listdir(folder)):  # noqa: PTH208 - the names are what is wanted
-            found = find_vm(name, state)
-            if found is not None:
-                yield found
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - the names are what is wanted
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Error(f"{folder}: {error.strerror}", hint=_STATE_HINT) from error
+    for name in names:
+        found = find_vm(name, state)
+        if found is not None:
+            yield found
 
 
 def prepare_folder(state: Path | None) -> Path:
@@ -258,7 +264,7 @@ def prepare_folder(state: Path | None) -> Path:
     except OSError as error:
         raise Error(
             f"{place}: cannot be written: {error.strerror}",
-            hint="name another folder for the private areas of VMs with --state",
+            hint=_STATE_HINT,
         ) from error
     return folder
 

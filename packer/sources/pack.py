@@ -12,7 +12,7 @@ from packer.artifact.index import Index, frame_counts
 from packer.artifact.layout.base import Layout, Renewing
 from packer.artifact.zstd import decompress
 from packer.errors import Error, InputError
-from packer.sources.base import Bytes, Offers, SourceError, Wanted
+from packer.sources.base import Bytes, Offers, Piece, SourceError, Wanted
 
 Rows = NDArray[np.int64]
 
@@ -61,7 +61,7 @@ class PackSource:
             cost, group_bytes = np.zeros_like(cost), np.zeros_like(group_bytes)
         return Offers(rows, cost, groups, group_bytes)
 
-    def fetch(self, rows: Rows) -> Iterator[Bytes]:
+    def fetch(self, rows: Rows) -> Iterator[Piece]:
         """Yield the pieces of the given contents, frame by frame in bundle order."""
         entry = self._entry[rows]
         count = frame_counts(self._contents.size[self._index.content[entry]])

@@ -181,8 +181,9 @@ class Store:
             status = _status(path)
             if status is None or not os.path.samestat(status, os.fstat(fd)):
                 return False
-            os.fchmod(fd, 0o444)
+            make_folders(self.folder)
             self._make_prefix(digest.hex()[:2])
+            os.fchmod(fd, 0o444)
             path.rename(self.path_of(digest))
             return True
 

@@ -12,6 +12,7 @@ from packer.artifact.config import (
     MAX_CONFIG_BYTES,
     MAX_ENTRIES,
     MAX_TEXT_CHARACTERS,
+    Boots,
     Config,
     Disk,
     Dropped,
@@ -42,6 +43,7 @@ FULL = Config(
     dropped=(Dropped("swap", 1 << 29, "its pages die with the power"),),
     totals=Totals(Total(3, 30), Total(2, 20), Total(1, 10)),
     warnings=("the clock was wrong",),
+    boots=Boots("proven", "login:", 0, 2, 99 << 16),
 )
 
 texts = st.text(max_size=12).map(printable)
@@ -72,6 +74,7 @@ configs = st.builds(
     dropped=st.lists(st.builds(Dropped, texts, counts, texts), max_size=3).map(tuple),
     totals=st.builds(Totals, totals, totals, totals),
     warnings=st.lists(texts, max_size=3).map(tuple),
+    boots=st.just(msgspec.UNSET) | st.builds(Boots, texts, texts, counts, counts, counts),
 )
 
 
@@ -107,11 +110,18 @@ def test_bytes_are_for_people_and_always_the_same() -> None:
     assert "é".encode() in data
     assert list(json.loads(data)) == [
         "schema", "name", "version", "expires", "guest", "disks", "hints",
-        "sources", "dropped", "totals", "warnings",
+        "sources", "dropped", "totals", "warnings", "boots",
     ]  # fmt: skip
     assert digest(encode(small_config())) == (
         "sha256:030266f0fc743d206d1e1ba17291c304d4de86701321b6797a2ddaf7d25e9fa6"
     )
+
+
+def test_a_pack_that_nobody_profiled_says_nothing_of_boots() -> None:
+    assert "boots" not in json.loads(encode(small_config()))
+    assert decode(changed(boots={"level": "proven"})).boots == Boots("proven")
+    with pytest.raises(InputError, match=r"config: boots\.touched_bytes: expected"):
+        decode(changed(boots={"level": "proven", "touched_bytes": -1}))
 
 
 def test_a_last_day_is_over_when_the_next_one_has_begun() -> None:

@@ -174,9 +174,7 @@ def test_a_new_disk_shares_with_those_that_are_settled(
     assert everything.gained_bytes == 0
 
 
-def test_volumes_that_nobody_can_read_share_equal_runs(
-    xfs: Path, settled: Settled
-) -> None:
+def test_volumes_that_nobody_can_read_share_equal_runs(xfs: Path, settled: Settled) -> None:
     data = os.urandom(8 << 20)
     disks = [xfs / "one.raw", xfs / "two.raw"]
     disks[0].write_bytes(data)
@@ -198,9 +196,11 @@ def test_volumes_that_lie_unevenly_gain_nothing_and_that_is_said(
         shutil.copyfileobj(file, target)
         table = bytearray(64)
         size = DISK_BYTES - ROOT_OFFSET
-        table[:16] = bytes.fromhex("00000000 83000000") + (63).to_bytes(4, "little") + (
-            size // 512
-        ).to_bytes(4, "little")
+        table[:16] = (
+            bytes.fromhex("00000000 83000000")
+            + (63).to_bytes(4, "little")
+            + (size // 512).to_bytes(4, "little")
+        )
         target.seek(446)
         target.write(bytes(table) + b"\x55\xaa")
     deduping.dedupe([even], settled=settled)
@@ -348,9 +348,7 @@ def test_watching_repeats_and_ends_when_it_is_interrupted(
 
 
 @pytest.mark.guest
-def test_a_guest_that_runs_meanwhile_is_not_disturbed(
-    xfs: Path, settled: Settled
-) -> None:
+def test_a_guest_that_runs_meanwhile_is_not_disturbed(xfs: Path, settled: Settled) -> None:
     """Two copies that share nothing; one is booted and writes while files are shared again and
     again, then the other one. Both check every file.
     """
@@ -419,9 +417,7 @@ def test_debian_guests_gain_what_they_can_and_faster_than_others(
         for path, original in zip(disks, images, strict=True):
             run("cmp", path, original)
         # One is running while it happens once more; both must start.
-        with_writes = threading.Thread(
-            target=lambda: run_vmpack.good("dedupe", "--again", *disks)
-        )
+        with_writes = threading.Thread(target=lambda: run_vmpack.good("dedupe", "--again", *disks))
         with_writes.start()
         first = boot(disks[0], snapshot=False)
         with_writes.join()

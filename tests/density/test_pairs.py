@@ -18,7 +18,7 @@ def units(*rows: tuple[int, int, list[tuple[int, int, int, int]]]) -> Units:
     """(disk, size, extents) each; an extent is (at, host, length, place)."""
     extents = [(number, *one) for number, row in enumerate(rows) for one in row[2]]
     unit, at, host, length, place = np.array(extents, dtype=np.int64).reshape(-1, 5).T
-    disk, size = (column(*(row[index] for row in rows)) for index in (0, 1))
+    disk, size = column(*(row[0] for row in rows)), column(*(row[1] for row in rows))
     zero = np.zeros_like(size)
     return Units(disk, zero, zero, size, unit, at, host, length, place)
 

@@ -12,14 +12,16 @@ import pytest
 from packer.density.file_extents import NOWHERE, file_extents
 from packer.density.share import DIFFERS, SAME, share, why_not
 from tests.density.places import BLOCK, BTRFS, XFS, sharing
-from tests.host import ROOT, run, shared_bytes
+from tests.host import ROOT, as_nobody, run, shared_bytes
 
 pytestmark = [*ROOT]
 DATA = os.urandom(64 * BLOCK)
 
 
 @pytest.fixture(scope="module", params=[XFS, BTRFS], ids=["xfs", "btrfs"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     with sharing(tmp_path_factory.mktemp("sharing"), 400, request.param) as point:
         yield point
 
@@ -114,3 +116,15 @@ def test_another_file_system_and_one_without_are_told_apart(
 def test_a_range_that_is_not_aligned_is_an_error_of_its_own(files: list[int]) -> None:
     one, two, _ = files
     assert share(one, 0, BLOCK, [(two, 512), (two, 0)]) == [-errno.EINVAL, SAME]
+
+
+def test_the_owner_may_share_a_file_and_others_may_not(files: list[int]) -> None:
+    one, two, three = files
+    os.fchown(two, 65534, 65534)
+
+    def ask() -> None:
+        assert why_not(one, two) == 0
+        assert why_not(one, three) == errno.EPERM
+        assert share(one, 0, BLOCK, [(two, 0), (three, 0)]) == [SAME, -errno.EPERM]
+
+    as_nobody(ask)

@@ -76,6 +76,17 @@ def test_what_both_have_is_read_from_the_base_and_nothing_else_is_named(tmp_path
     assert again.content.tolist() == [1, 2, 3, 5]
 
 
+def test_a_class_can_be_left_behind(tmp_path: Path) -> None:
+    """What is no longer boot must not travel with every copy."""
+    old = [noise(5000, 1), noise(6000, 2), noise(7000, 3)]
+    classes = [Class.BOOT, Class.BOOT, Class.PRIVATE]
+    wanted = wanted_of(old, [Class.BOOT, Class.PRIVATE, Class.PRIVATE])
+    with write_pack(tmp_path / "v1.vmpack", old, classes) as base:
+        carried = carry_on(base, wanted, Silent(), anew=(Class.BOOT,))
+    assert list(carried.bundles) == ["private"]
+    assert carried.index.content.tolist() == [2]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "carried"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from packer.sources.pack import PackSource
 from packer.survey.disk import open_disk
 from packer.transport.nbd import NbdSource
 from tests.round_trip.disks import copy_sparse, tool
+from tests.round_trip.packs import Packed
 from tests.round_trip.small import ROOT_OFFSET, make_disk, write_files
 
 UNIT = 64 << 10
@@ -238,3 +239,33 @@ def test_a_profile_lives_on_in_the_next_version(disks: Disks) -> None:
         assert len(boot) == 2
         files = files_of(base)
     assert total(intersect(read, files)) < 300_000
+
+
+@pytest.mark.guest
+def test_what_is_boot_no_more_is_shared_if_its_package_ships_it(
+    pack_guest: Callable[[str], Packed], tmp_path: Path
+) -> None:
+    """Of the kernel's package, by the digests in dpkg's records; nobody else has the initramfs."""
+    debian = pack_guest("debian-bios")
+    touched = np.array([[0, 1 << 20]], dtype=np.int64)
+    output = tmp_path / "next.vmpack"
+    with open_pack(str(debian.thin)) as base, served(debian.guest.image, tmp_path) as (uri, _):
+        options = PackOptions("debian", version=2, base=base, on_base=True, touched=touched)
+        pack(uri, output, options, [])
+        with open_pack(str(output)) as found:
+            before, after = classes_by_name(base), classes_by_name(found)
+    kernel = [path for path in before if path.startswith(("/boot/vmlinuz-", "/boot/config-"))]
+    made_there = [path for path in before if path.startswith("/boot/initrd.img-")]
+    assert {before[path] for path in (*kernel, *made_there, "/boot/grub/grub.cfg")} == {Class.BOOT}
+    assert {after[path] for path in kernel} == {Class.SHARED}
+    assert {after[path] for path in (*made_there, "/boot/grub/grub.cfg")} == {Class.PRIVATE}
+    boot = [path for path, one in after.items() if one == Class.BOOT]
+    assert boot == []
+    others = [path for path, one in before.items() if one != Class.BOOT]
+    assert len(others) > 10_000
+    assert [path for path in others if after[path] != before[path]] == []
+
+
+def classes_by_name(pack: OpenedPack) -> dict[str, Class]:
+    classes = pack.map.contents.classes[pack.hints.content].tolist()
+    return {path: Class(one) for path, one in zip(pack.hints.path, classes, strict=True)}

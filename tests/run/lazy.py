@@ -26,7 +26,7 @@ from tests.artifact.real_packs import disk_of, write_pack
 from tests.unpack.simulated import CLASSES, DATA, sample_map
 
 _Result = TypeVar("_Result")
-WITHIN_SECONDS = 60.0
+WITHIN_SECONDS = 20.0
 QUICK: dict[str, Any] = {"hold_seconds": 5.0, "stall_seconds": 0.3, "retry_seconds": 0.1}
 
 

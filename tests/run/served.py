@@ -47,10 +47,13 @@ class Served:
 
 @contextmanager
 def served(
-    vmpack: Vmpack, *arguments: str | Path, environment: Mapping[str, str] | None = None
+    vmpack: Vmpack,
+    *arguments: str | Path,
+    environment: Mapping[str, str] | None = None,
+    verb: str = "serve",
 ) -> Iterator[Served]:
-    """`vmpack serve ARGUMENTS`, until the block ends."""
-    process = vmpack.start("serve", *arguments, "--json", environment=environment)
+    """`vmpack serve ARGUMENTS`, until the block ends. verb: another one that serves a disk."""
+    process = vmpack.start(verb, *arguments, "--json", environment=environment)
     try:
         assert process.stdout is not None
         assert select.select([process.stdout], [], [], START_S)[0], "it does not listen"

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +18,6 @@ from packer.artifact.contents import Class
 from packer.artifact.map import Kind, Map
 from packer.artifact.opened import OpenedPack
 from packer.media.boot_image import lay_out
-from packer.run.control import Control
 from packer.sources.open import open_pack
 from packer.unpack.part import boot_only
 from tests.artifact.make import contents_of, map_of
@@ -30,7 +28,7 @@ from tests.round_trip.command import Vmpack
 from tests.round_trip.disks import needs_root, tool
 from tests.round_trip.packs import Packed
 from tests.round_trip.small import pack_small
-from tests.run.offering import offering
+from tests.run.served import Served, served
 from tests.survey.disks import MIB, loop_device
 
 Pack = Callable[[str], Packed]
@@ -63,23 +61,12 @@ def boot_ranges(disk_map: Map) -> Ranges:
     return union(np.stack([disk_map.start, disk_map.end], axis=1)[holds])
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A disk that `vmpack serve` offers: its address, and that of its control channel."""
-
-    uri: str
-    control: Path
-
-    @property
-    def port(self) -> int:
-        return int(urlsplit(self.uri).port or 0)
-
-
 @contextmanager
-def served(vmpack: Vmpack, pack: Packed) -> Iterator[Served]:
+def whole_disk(vmpack: Vmpack, pack: Packed) -> Iterator[Served]:
+    """A server of a pack's disk over TCP."""
     options = ("--tcp", "127.0.0.1:0", "--name", "demo", "--offline")
-    with offering(vmpack, "serve", pack.full, *options) as said:
-        yield Served(said["addresses"][0], Path(said["control"]))
+    with served(vmpack, pack.full, *options) as one:
+        yield one
 
 
 # -- which part of a disk --------------------------------------------------------------------------
@@ -148,7 +135,7 @@ def test_qemu_sees_the_served_disk_and_takes_the_boot_set_from_the_image(
     host: Vmpack, busybox: Packed, tmp_path: Path
 ) -> None:
     image = tmp_path / "boot.qcow2"
-    with served(host, busybox) as one:
+    with whole_disk(host, busybox) as one:
         said = host.json("boot-image", busybox.boot, "-o", image, "--backing", one.uri)
         assert json.loads(qemu_img("check", "--output=json", image))["check-errors"] == 0
         tool("qemu-img", "compare", "-f", "raw", "-F", "qcow2", one.uri, image)
@@ -192,12 +179,12 @@ def test_a_guest_starts_from_a_write_protected_image_and_the_server(
     host: Vmpack, busybox: Packed, tmp_path: Path
 ) -> None:
     image = tmp_path / "boot.qcow2"
-    with served(host, busybox) as one:
+    with whole_disk(host, busybox) as one:
         host.good("boot-image", busybox.boot, "-o", image, "--backing", one.uri)
         image.chmod(0o444)
         before = digest_of(image)
         result = boot(image, nonce="from-boot-image", snapshot=True)
-        with Control(one.control) as control:
+        with one.control() as control:
             touched = control.touched()
     assert (result.nonce, result.digests_ok) == ("from-boot-image", True)
     assert result.disk_nonce == busybox.guest.facts["nonce"]
@@ -214,8 +201,8 @@ def test_loader_kernel_and_initramfs_start_from_a_raw_image_alone(
 ) -> None:
     pack, image = pack_guest("busybox-nbd"), tmp_path / "boot.raw"
     host.good("boot-image", pack.boot, "-o", image)
-    with served(host, pack) as one:
-        root = f"{QEMU_HOST}:{one.port}/demo"
+    with whole_disk(host, pack) as one:
+        root = f"{QEMU_HOST}:{urlsplit(one.uri).port}/demo"
         result = boot(
             image,
             nonce="root-over-nbd",

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -242,10 +241,7 @@ def test_a_client_that_is_killed_leaves_nothing_behind(image: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_half_the_throughput_of_nbdkit_at_least(tmp_path: Path) -> None:
-    """The same file, the same client, in turns: what else runs here troubles both alike.
-
-    Other processes on the host make single figures wander; the medians of the pairs do not.
-    """
+    """The same file, the same client, in turns; the best of each is what others disturbed least."""
     path, size = tmp_path / "large.raw", 1 << 30
     block = random.Random(1).randbytes(16 * MIB)
     with path.open("wb") as file:
@@ -256,15 +252,14 @@ def test_half_the_throughput_of_nbdkit_at_least(tmp_path: Path) -> None:
     server = subprocess.Popen([sys.executable, "-m", "tests.run.serve_file", path, ours], cwd=ROOT)
     try:
         wait_until(lambda: theirs.exists() and ours.exists())
-        pairs = [(copy_seconds(theirs), copy_seconds(ours)) for _ in range(7)]
+        pairs = [(copy_seconds(theirs), copy_seconds(ours)) for _ in range(9)]
     finally:
         for process in (nbdkit, server):
             process.terminate()
             process.wait()
-    their, our = (size / statistics.median(one) / 1e9 for one in zip(*pairs, strict=True))
-    ratio = statistics.median(one / other for one, other in pairs)
-    print(f"nbdkit {their:.2f} GB/s, ours {our:.2f} GB/s, ratio {ratio:.2f}")
-    assert ratio >= 0.5
+    their, our = (size / min(seconds) / 1e9 for seconds in zip(*pairs, strict=True))
+    print(f"nbdkit {their:.2f} GB/s, ours {our:.2f} GB/s, ratio {our / their:.2f}")
+    assert our >= 0.5 * their
 
 
 def copy_seconds(path: Path) -> float:

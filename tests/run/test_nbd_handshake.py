@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packer.run.nbd.handshake import CONTEXT_ID, Handshake, Step
@@ -196,6 +196,7 @@ def test_tls_begins_once_and_what_was_said_before_does_not_count() -> None:
     assert one.answer(wire.OPT_GO, go(b""))[1] is Step.TRANSMISSION
 
 
+@settings(deadline=None)
 @given(st.integers(0, 12), st.binary(max_size=64))
 def test_whatever_an_option_holds_it_is_answered_or_ends_it(option: int, data: bytes) -> None:
     one = handshake()

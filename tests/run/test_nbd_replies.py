@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packer.run.export import Part
@@ -55,6 +55,7 @@ def chunks(data: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
+@settings(deadline=None)
 @given(PARTS, st.booleans())
 def test_a_structured_reply_makes_up_the_parts(parts: list[Part], whole: bool) -> None:
     expected = plain(parts)
@@ -67,6 +68,7 @@ def test_a_structured_reply_makes_up_the_parts(parts: list[Part], whole: bool) -
         assert [kind for kind, _ in found] == [wire.REPLY_TYPE_OFFSET_DATA]
 
 
+@settings(deadline=None)
 @given(PARTS)
 def test_a_simple_reply_is_the_bytes(parts: list[Part]) -> None:
     expected = plain(parts)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from tests.round_trip.command import Vmpack
 from tests.round_trip.disks import tool
 from tests.round_trip.packs import Packed
 from tests.round_trip.small import pack_small
-from tests.run.offering import offering
+from tests.run.served import served
 
 ANY_PORTS = ("--http-port", "0", "--tftp-port", "0", "--nbd-port", "0")
 QUIET = (*ANY_PORTS, "--offline")
@@ -33,6 +35,13 @@ def host(run_vmpack: Vmpack, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture(scope="session")
 def packed_guest(pack_guest: Callable[[str], Packed]) -> Packed:
     return pack_guest(GUEST)
+
+
+@contextmanager
+def offered(vmpack: Vmpack, pack: Path, *options: str | Path) -> Iterator[dict[str, Any]]:
+    """`vmpack netboot`, until the block ends; yields what it says when it listens."""
+    with served(vmpack, pack, *QUIET, *options, verb="netboot") as one:
+        yield one.start
 
 
 def here(uri: str) -> str:
@@ -65,7 +74,7 @@ def test_a_machine_without_a_disk_starts_the_guest(
     host: Vmpack, packed_guest: Packed, way: str
 ) -> None:
     nonce = secrets.token_hex(8)
-    with offering(host, "netboot", packed_guest.full, *QUIET) as said:
+    with offered(host, packed_guest.full) as said:
         nic = f"user,model=virtio-net-pci,bootfile={said[way]}"
         result = boot(None, nonce=nonce, extra_arguments=["-nic", nic])
     assert "VMPACK-NBD root" in result.console, result.console[-2000:]
@@ -80,7 +89,7 @@ def test_a_machine_without_a_disk_starts_the_guest(
 def test_files_and_disk_are_those_of_the_guest(
     host: Vmpack, packed_guest: Packed, tmp_path: Path
 ) -> None:
-    with offering(host, "netboot", packed_guest.full, *QUIET, "--append", "a=1 b") as said:
+    with offered(host, packed_guest.full, "--append", "a=1 b") as said:
         assert (said["kernel"], said["initrds"]) == ("/boot/vmlinuz", ["/boot/initrd.img"])
         for uri, options in ((said["http"], ()), (said["tftp"], ("--tftp-blksize", "1432"))):
             script = got(here(uri), *options).decode()
@@ -103,15 +112,14 @@ def test_files_and_disk_are_those_of_the_guest(
 def test_the_boot_copy_is_enough_to_serve_what_a_guest_starts_from(
     host: Vmpack, packed_guest: Packed, tmp_path: Path
 ) -> None:
-    options = (*QUIET, "--from", "store:")
-    with offering(host, "netboot", packed_guest.boot, *options) as said:
+    with offered(host, packed_guest.boot, "--from", "store:") as said:
         kernel = got(here(said["http"]).replace("boot.ipxe", "vmlinuz"))
     assert kernel == file_in(packed_guest, "/boot/vmlinuz", tmp_path)
 
 
 @pytest.mark.guest
 def test_nothing_else_is_given(host: Vmpack, packed_guest: Packed) -> None:
-    with offering(host, "netboot", packed_guest.full, *QUIET) as said:
+    with offered(host, packed_guest.full) as said:
         web = here(said["http"]).removesuffix("/boot.ipxe")
         for path in ("/", "/boot/vmlinuz", "/../etc/passwd", "/vmlinuz/", "/boot.ipxe?x"):
             assert status_of(web + path) == 404, path
@@ -130,8 +138,7 @@ def test_loaders_of_ipxe_are_given_and_dnsmasq_is_told_of_them(
 ) -> None:
     (tmp_path / "undionly.kpxe").write_bytes(b"iPXE" * 1000)
     (tmp_path / "secret").write_bytes(b"none of their business")
-    options = (*QUIET, "--loaders", str(tmp_path))
-    with offering(host, "netboot", packed_guest.full, *options) as said:
+    with offered(host, packed_guest.full, "--loaders", tmp_path) as said:
         folder = here(said["tftp"]).removesuffix("boot.ipxe")
         assert got(f"{folder}undionly.kpxe") == b"iPXE" * 1000
         done = subprocess.run(["curl", "-sS", f"{folder}secret"], capture_output=True, check=False)
@@ -147,7 +154,7 @@ def test_only_this_host_is_let_in_unless_more_is_asked_for(
     host: Vmpack, packed_guest: Packed
 ) -> None:
     address = own_address()
-    with offering(host, "netboot", packed_guest.full, *QUIET) as said:
+    with offered(host, packed_guest.full) as said:
         for uri in (said["http"], said["addresses"][0]):
             port = int(uri.rpartition(":")[2].partition("/")[0])
             with pytest.raises(OSError, match="refused"):

@@ -15,13 +15,13 @@ import pytest
 from packer.artifact.contents import Class
 from packer.artifact.opened import OpenedPack
 from packer.run.export import UnavailableError
-from packer.sources.base import Piece
+from packer.sources.base import Offers, Piece, Wanted
 from packer.sources.directory import DirectorySource
 from packer.sources.store import Store
 from tests.artifact.real_packs import hints_of
 from tests.run.lazy import DISK, DISK_MAP, Lazy, pack_with, running, thin_pack, until, within_time
 from tests.sources.stores import put
-from tests.unpack.simulated import DATA, MISDEEDS, Fickle, Files, Simulated, for_others
+from tests.unpack.simulated import DATA, MISDEEDS, Fickle, Files, InBlocks, Simulated, for_others
 
 MIB = 1 << 20
 ELSEWHERE = [2, 3, 4, 5]
@@ -156,6 +156,23 @@ def test_what_many_want_at_once_is_fetched_once(tmp_path: Path, thin: OpenedPack
     within_time(work())
 
 
+def test_pieces_that_travel_are_waited_for_and_others_fetched_alone(
+    tmp_path: Path, thin: OpenedPack
+) -> None:
+    source = InBlocks("far:", local=False)
+
+    async def work() -> None:
+        async with running(thin, [source], tmp_path / "store") as lazy:
+            start = place_of(2)
+            await asyncio.gather(*(lazy.read(start + n * 4096, 4096) for n in range(20)))
+            assert source.sent == [(2, 0)]
+            await lazy.read(start + 3 * MIB - 1, 2)
+            assert sorted(source.sent) == [(2, 0), (2, 2), (2, 3)]
+            assert lazy.given_by("far:").fetched_bytes == 3
+
+    within_time(work())
+
+
 # -- sources that fail -----------------------------------------------------------------------------
 
 
@@ -174,6 +191,32 @@ def test_bad_sources_are_replaced_by_good_ones(
             assert len(set(complaints)) == len(complaints)
             if "lies" in misdeed:
                 assert any("wrong bytes" in one for one in complaints)
+
+    within_time(work())
+
+
+class Broken(Simulated):
+    """A source with a bug."""
+
+    def find(self, wanted: Wanted, *, deep: bool) -> Offers:
+        if deep:
+            raise RuntimeError("a bug")
+        return super().find(wanted, deep=deep)
+
+    def fetch(self, rows: np.ndarray) -> Iterator[Piece]:
+        raise RuntimeError("another bug")
+
+
+def test_a_bug_of_a_source_does_not_end_the_search(tmp_path: Path, thin: OpenedPack) -> None:
+    async def work() -> None:
+        sources = [Broken("broken:"), Simulated(held={3: DATA[3]}, local=False)]
+        async with running(thin, sources, tmp_path / "store", hold_seconds=0.5) as lazy:
+            assert await read_content(lazy, 3) == DATA[3][:5]
+            with pytest.raises(UnavailableError):
+                await read_content(lazy, 4)
+            put(Store(tmp_path / "store"), DATA[4])
+            await until(lambda: lazy.resolver.status().missing_contents == 0)
+            assert await read_content(lazy, 4) == DATA[4]
 
     within_time(work())
 

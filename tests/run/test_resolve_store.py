@@ -156,6 +156,7 @@ def test_an_object_that_is_cut_while_in_use_is_replaced(
         async with running(thin, [Simulated(local=False)], store.folder, **options) as lazy:
             assert await lazy.read_all() == DISK
             path = store.path_of(sha256(DATA[LARGE]))
+            await until(path.exists)
             path.chmod(0o644)
             os.truncate(path, MIB)
             assert await lazy.read_all() == DISK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from packer.text import format_bytes
 from tests.registry.servers import authority, certificate
 from tests.round_trip.command import Vmpack
 from tests.round_trip.disks import differences, needs_root, tool
+from tests.round_trip.mirror import mirror
 from tests.round_trip.oracle import nobody_sees
 from tests.round_trip.packs import Packed
 from tests.round_trip.test_web_mirror import counted
@@ -83,19 +85,16 @@ def test_a_thin_pack_of_a_real_guest_is_its_disk(
     host: Vmpack, pack_guest: Pack, room: Path
 ) -> None:
     """What the thin copy lacks comes from the full one, block by block, and stays in the store."""
-    packed, rebuilt, store = pack_guest("debian-bios"), room / "rebuilt.raw", room / "store"
-    host.good("unpack", packed.full, "-o", rebuilt, "--offline", "--no-store", "-q")
-    source = f"pack:{packed.full}"
+    packed, copied, store = pack_guest("debian-bios"), room / "copied.raw", room / "store"
+    source, guest = f"pack:{packed.full}", packed.guest
     with served(host, packed.thin, "--from", source, "--store", store) as one:
-        assert same(rebuilt, one.uri)
+        read("nbdcopy", one.uri, copied)
+    assert differences(guest.image, copied, nobody_sees(guest)) == []
     shared = given(one, source)
     assert shared > 500_000_000
     assert given(one, "pack:") - shared < 150_000_000
     with served(host, packed.thin, "--store", store, *STORE) as alone:
-        assert same(rebuilt, alone.uri)
-        read("nbdcopy", alone.uri, room / "copied.raw")
-    guest = packed.guest
-    assert differences(guest.image, room / "copied.raw", nobody_sees(guest)) == []
+        assert same(copied, alone.uri)
 
 
 def test_only_what_a_client_touches_comes_from_a_web_server(
@@ -159,7 +158,7 @@ def test_what_cannot_be_had_is_an_error_of_that_read_and_is_named(
     host: Vmpack, busybox: Packed, unpacked: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "nothing").mkdir()
-    with served(host, busybox.boot, "--from", f"dir:{tmp_path}/nothing") as one:
+    with served(host, busybox.boot, "--from", f"dir:{tmp_path}/nothing", "--hold", "1") as one:
         failed = reading("qemu-img", "compare", "-f", "raw", "-F", "raw", unpacked, one.uri)
         assert failed.returncode > 1
         assert "Input/output error" in failed.stderr
@@ -255,6 +254,23 @@ def test_sigterm_ends_it_and_people_read_what_came_from_where(
     assert said.startswith(asked[0])
     assert f"pack:{busybox.full}" in said
     assert notes == ""
+
+
+def test_it_ends_while_a_mirror_stalls_and_somebody_waits(host: Vmpack, busybox: Packed) -> None:
+    with mirror(busybox.full) as stalling, served(host, stalling.url, *STORE) as one:
+        stalling.hold_at = stalling.sent_bytes
+        with subprocess.Popen(
+            ["qemu-io", "-r", "-f", "raw", "-c", "read 0 1M", one.uri],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as client:
+            with one.control() as control:
+                wait_until(lambda: control.status().touched_bytes > 0)
+            began = time.monotonic()
+            one.end()
+            assert time.monotonic() - began < 10
+            assert client.wait(20) != 0
+        stalling.go_on()
 
 
 def test_nobody_there_for_a_while_ends_it_if_that_is_wanted(host: Vmpack, busybox: Packed) -> None:
@@ -364,6 +380,7 @@ def test_only_who_has_a_certificate_reads_where_one_is_wanted(
         ("--tcp", "127.0.0.1"),
         ("--idle-exit", "0"),
         ("--idle-exit", "nan"),
+        ("--hold", "-1"),
         ("--tcp", "127.0.0.1:0", "--tls-cert", "/nonexistent.pem"),
         ("--name", "x" * 5000),
         ("--name", "a\nb"),

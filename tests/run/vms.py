@@ -15,7 +15,7 @@ import pytest
 
 from fixtures.boot import guest_arguments
 from packer.run.control import Control, ServerGoneError
-from packer.run.create import Served, Wishes, create_vm
+from packer.run.create import DiskOrigin, Wishes, create_vm
 from packer.run.ensure import address_of
 from packer.run.link import SOCKET
 from packer.run.processes import identify
@@ -46,7 +46,7 @@ class VmHost:
         """A new VM of a pack."""
         store = Store(self.vmpack.home / "data" / "store")
         with open_pack(str(pack)) as opened:
-            served = Served(str(pack), store, sources or ("store:",))
+            served = DiskOrigin(str(pack), store, sources or ("store:",))
             wishes = Wishes(memory_mib=int(MEMORY), cpus=1, accelerator="tcg")
             return create_vm(opened, served, wishes, state=state, another=True)
 

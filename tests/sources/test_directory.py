@@ -84,6 +84,17 @@ def test_a_file_at_the_same_path_with_the_same_size_is_offered_and_fetched(root:
     source.close()
 
 
+def test_after_renewal_files_are_found_that_have_come(root: Path) -> None:
+    source = DirectorySource(root)
+    wanted = whole_files({"/new/file": b"new"})
+    assert offered(source, wanted) == []
+    write(root, "/new/file", b"new")
+    assert offered(source, wanted) == []  # that there is no such folder is remembered
+    source.renew()
+    assert offered(source, wanted) == [0]
+    source.close()
+
+
 def test_another_size_is_not_offered_and_a_row_that_is_not_wanted_is_not_looked_for(
     root: Path,
 ) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from packer.artifact.contents import Class
 from packer.environment import STORE_TOKEN
 from packer.errors import UsageError
-from packer.sources.base import Bytes, SourceError, Wanted, is_near
+from packer.sources.base import Blockwise, Bytes, SourceError, Wanted, is_near
 from packer.sources.neighbour import NeighbourSource, is_neighbour
 from packer.sources.store import Store
 from packer.sources.store_protocol import (
@@ -100,6 +100,31 @@ def test_what_a_neighbour_holds_is_offered_at_its_size_and_fetched(
     assert offers.rows.tolist() == [0, 1, 2, 3]
     assert offers.cost_bytes.tolist() == [len(blob) for blob in BLOBS[:4]]
     assert fetched(source, offers.rows) == dict(enumerate(BLOBS[:4]))
+    source.close()
+
+
+def test_single_pieces_are_fetched(server: tuple[HttpServer, int]) -> None:
+    source = source_at(server[1])
+    assert isinstance(source, Blockwise)
+    source.find(ask(BLOBS), deep=False)
+    rows, blocks = np.array([[2, 3], [2, 1], [1, 0]]).T
+    found = {(one.row, one.block): bytes(one.data) for one in source.fetch_blocks(rows, blocks)}
+    assert found == {
+        (1, 0): BLOBS[1],
+        (2, 1): BLOBS[2][MIB : 2 * MIB],
+        (2, 3): BLOBS[2][3 * MIB :],
+    }
+    assert source.cost_of_blocks(rows, blocks) == 5 + MIB + 40_000
+    source.close()
+
+
+def test_after_renewal_it_is_asked_again(server: tuple[HttpServer, int], store: Store) -> None:
+    source, wanted = source_at(server[1]), ask(BLOBS)
+    assert 4 not in source.find(wanted, deep=False).rows
+    put(store, BLOBS[4])
+    assert 4 not in source.find(wanted, deep=False).rows
+    source.renew()
+    assert 4 in source.find(wanted, deep=False).rows
     source.close()
 
 

@@ -10,7 +10,7 @@ import pytest
 from packer.errors import Error, InputError
 from packer.sources.base import Bytes, SourceError
 from packer.sources.on_demand import OnDemand
-from tests.unpack.simulated import DATA, Simulated, ask, sample_map
+from tests.unpack.simulated import DATA, InBlocks, ask, sample_map
 
 
 class Opening:
@@ -18,10 +18,10 @@ class Opening:
 
     def __init__(self, failure: Error | None = None) -> None:
         self.failure = failure
-        self.source = Simulated("far:", local=False)
+        self.source = InBlocks("far:", local=False)
         self.count = 0
 
-    def __call__(self) -> Simulated:
+    def __call__(self) -> InBlocks:
         self.count += 1
         if self.failure is not None:
             raise self.failure
@@ -53,8 +53,31 @@ def test_what_cannot_be_opened_is_said_each_time_and_not_tried_again() -> None:
     source.close()
 
 
+def test_after_renewal_it_is_tried_again() -> None:
+    opening = Opening(InputError("far: no pack"))
+    source = OnDemand("far:", opening)
+    with pytest.raises(SourceError):
+        source.find(ask(sample_map()), deep=False)
+    opening.failure = None
+    source.renew()
+    assert len(source.find(ask(sample_map()), deep=False).rows) == len(DATA)
+    source.renew()
+    assert len(source.find(ask(sample_map()), deep=False).rows) == len(DATA)
+    assert opening.count == 2  # what is open stays so
+    source.close()
+
+
+def test_single_pieces_are_those_of_the_source() -> None:
+    source = OnDemand("far:", Opening())
+    rows, blocks = np.array([5, 4]), np.array([1, 0])
+    pieces = source.fetch_blocks(rows, blocks)
+    assert [one.data for one in pieces] == [DATA[5][1 << 20 :], DATA[4]]
+    assert source.cost_of_blocks(rows, blocks) == 2
+    source.close()
+
+
 def test_errors_that_nobody_foresaw_are_not_hidden(tmp_path: Path) -> None:
-    def broken() -> Simulated:
+    def broken() -> InBlocks:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError):

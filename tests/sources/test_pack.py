@@ -17,7 +17,7 @@ from packer.artifact.layout.open import open_layout
 from packer.artifact.layout.tar import TarLayout
 from packer.artifact.opened import OpenedPack
 from packer.artifact.zstd import compress
-from packer.sources.base import Bytes, Piece, SourceError, Wanted
+from packer.sources.base import Blockwise, Bytes, Piece, SourceError, Wanted
 from packer.sources.open import open_pack
 from packer.sources.pack import PackSource
 from tests.artifact.make import contents_of
@@ -255,3 +255,60 @@ def test_an_open_pack_on_a_server_has_cost_one_request_for_each_document(tmp_pat
         assert server.requests == 6  # oci-layout, index.json, manifest, config, map, frame index
         assert len(pack.hints.path) == 0
         assert server.requests == 7
+
+
+# -- single pieces ---------------------------------------------------------------------------------
+
+
+def pieces_of(source: PackSource, pieces: list[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+    rows, blocks = np.array(pieces, dtype=np.int64).T
+    found = list(source.fetch_blocks(rows, blocks))
+    assert len({(one.row, one.block) for one in found}) == len(found)
+    return {(one.row, one.block): bytes(one.data) for one in found}
+
+
+def test_a_single_block_of_a_large_content_comes_alone(tmp_path: Path) -> None:
+    three = InThreeBundles(tmp_path)
+    source = three.source()
+    assert isinstance(source, Blockwise)
+    source.find(wanted(three.contents), deep=False)
+    large = three.data[1]
+    assert pieces_of(source, [(1, 1)]) == {(1, 1): large[MIB : 2 * MIB]}
+    assert pieces_of(source, [(1, 2), (1, 0), (2, 0)]) == {
+        (1, 0): large[:MIB],
+        (1, 2): large[2 * MIB :],
+        (2, 0): three.data[2],
+    }
+    source.close()
+
+
+def test_what_shares_a_frame_with_a_wanted_piece_comes_with_it(tmp_path: Path) -> None:
+    """Of what is wanted: contents of another pack are told by their rows there."""
+    data = [numbered(10_000, n) for n in range(8)]
+    pack = write_pack(tmp_path / "a.vmpack", data, [Class.SHARED] * 8)
+    source = PackSource("https:", remote(tmp_path / "a.vmpack"), pack.map.contents, pack.index)
+    others = contents_of([numbered(99, 50), data[6], data[1], data[3]])
+    assert source.find(wanted(others), deep=False).rows.tolist() == [1, 2, 3]
+    found = pieces_of(source, [(2, 0)])
+    assert found == {(1, 0): data[6], (2, 0): data[1], (3, 0): data[3]}
+    cost = source.cost_of_blocks(np.array([1, 2]), np.array([0, 0]))
+    assert cost == pack.manifest.bundles()["shared-000"].size
+    source.close()
+    pack.close()
+
+
+def test_a_bundle_that_comes_back_is_used_after_renewal(tmp_path: Path) -> None:
+    write_pack(f"{tmp_path}/a/", DATA, CLASSES).close()
+    with mirror(tmp_path / "a") as server, open_pack(server.url) as pack:
+        private = pack.manifest.bundles()["private"].digest.removeprefix("sha256:")
+        path = tmp_path / "a" / "blobs" / "sha256" / private
+        path.rename(tmp_path / "away")
+        source = source_of(pack)
+        source.find(wanted(pack.map.contents), deep=False)
+        with pytest.raises(SourceError, match="does not hold blob"):
+            pieces_of(source, [(1, 0)])
+        (tmp_path / "away").rename(path)
+        assert source.find(wanted(pack.map.contents, [1]), deep=False).rows.tolist() == []
+        source.renew()
+        assert source.find(wanted(pack.map.contents, [1]), deep=False).rows.tolist() == [1]
+        assert pieces_of(source, [(1, 0)]) == {(1, 0): DATA[1]}

@@ -123,6 +123,23 @@ class Simulated:
         pass
 
 
+class InBlocks(Simulated):
+    """A source that also sends single pieces. sent: which, in order."""
+
+    def __init__(self, uri: str = "honest:", *, local: bool = True) -> None:
+        super().__init__(uri, local=local)
+        self.sent: list[tuple[int, int]] = []
+
+    def fetch_blocks(self, rows: Rows, blocks: Rows) -> Iterator[Bytes]:
+        for row, block in zip(rows.tolist(), blocks.tolist(), strict=True):
+            self.sent.append((row, block))
+            start = block * BLOCK_BYTES
+            yield Bytes(row, block, self.held[row][start : start + BLOCK_BYTES])
+
+    def cost_of_blocks(self, rows: Rows, blocks: Rows) -> int:
+        return len(rows)
+
+
 class Files(Simulated):
     """A source that holds contents in files, each at an offset in its file.
 

@@ -10,6 +10,7 @@ import numpy as np
 from packer.artifact.contents import BLOCK_BYTES, Class
 from packer.artifact.opened import OpenedPack
 from packer.errors import InputError, MissingError
+from packer.progress import Advance, ignore
 from packer.sources.base import Bytes, Wanted
 from packer.unpack.unpack import carrier_of
 
@@ -34,7 +35,11 @@ class BootFiles:
         """Return all of them, sorted."""
         return sorted(self._size)
 
-    def read(self, path: str, max_bytes: int) -> bytes:
+    def size(self, path: str) -> int:
+        """Return the bytes that a file has. Raises KeyError when the path is none of `paths`."""
+        return self._size[path]
+
+    def read(self, path: str, max_bytes: int, advance: Advance = ignore) -> bytes:
         """Return the bytes of a file. Raises InputError for one above `max_bytes`.
 
         Raises KeyError when the path is none of `paths`, MissingError when this copy of the pack
@@ -44,7 +49,7 @@ class BootFiles:
         if size > max_bytes:
             raise InputError(f"{path}: expected at most {max_bytes:,} bytes, found {size:,}")
         pieces = self._pieces[path]
-        contents = self._read_contents([row for _, row in pieces])
+        contents = self._read_contents([row for _, row in pieces], advance)
         data = bytearray(size)  # what lies in no content is a hole
         for offset, row in pieces:
             content = contents[row]
@@ -55,7 +60,7 @@ class BootFiles:
             data[offset : offset + len(content)] = content
         return bytes(data)
 
-    def _read_contents(self, wanted: Sequence[int]) -> dict[int, bytearray]:
+    def _read_contents(self, wanted: Sequence[int], advance: Advance) -> dict[int, bytearray]:
         """Return contents by row, each piece proven. Raises MissingError."""
         pack, rows = self._pack, np.unique(np.array(wanted, dtype=np.int64))
         contents = pack.map.contents
@@ -71,6 +76,7 @@ class BootFiles:
                 start = piece.block * BLOCK_BYTES
                 found[piece.row][start : start + len(piece.data)] = piece.data
                 lacking.discard((piece.row, piece.block))
+                advance(len(piece.data))
         if lacking:
             row, block = min(lacking)
             raise MissingError(

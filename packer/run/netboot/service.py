@@ -11,6 +11,7 @@ from pathlib import Path
 
 from packer.artifact.opened import OpenedPack
 from packer.errors import Error, InputError
+from packer.progress import Progress, Silent
 from packer.run.netboot.guest_files import BootFiles
 from packer.run.netboot.http import Files
 from packer.run.netboot.linux import Start, choose, find_starts
@@ -46,7 +47,9 @@ class NetworkBoot:
         return len(self.start.initrds)
 
 
-def prepare(pack: OpenedPack, entry: str | None = None) -> NetworkBoot:
+def network_boot(
+    pack: OpenedPack, entry: str | None = None, progress: Progress | None = None
+) -> NetworkBoot:
     """Return what starts a pack's guest over the network, read from the pack and proven.
 
     entry: the number or title of a line of its boot menu; None: the first. Raises InputError when
@@ -54,9 +57,11 @@ def prepare(pack: OpenedPack, entry: str | None = None) -> NetworkBoot:
     """
     files = BootFiles(pack)
     start = choose(find_starts(files), entry)
-    found = {KERNEL: files.read(start.kernel, MAX_FILE_BYTES)}
-    for number, path in enumerate(start.initrds):
-        found[initrd_name(number)] = files.read(path, MAX_FILE_BYTES)
+    names = {KERNEL: start.kernel}
+    names |= {initrd_name(number): path for number, path in enumerate(start.initrds)}
+    total = sum(map(files.size, names.values()))
+    with (progress or Silent()).stage("reading kernel and initramfs", total) as advance:
+        found = {name: files.read(path, MAX_FILE_BYTES, advance) for name, path in names.items()}
     return NetworkBoot(f"{pack.config.ref_name} {start.title}", start, found)
 
 

@@ -1,0 +1,27 @@
+"""A guest with UEFI firmware, and one that hears its power button."""
+
+from __future__ import annotations
+
+import pytest
+
+from packer.run.session import stop_vm
+from tests.round_trip.packs import packed
+from tests.run.vms import VmHost, boot_to, reports, vm_host
+
+__all__ = ["vm_host"]
+
+HEARS_S = 200.0
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+def test_a_uefi_guest_boots_from_its_pack_and_shuts_down_when_told(vm_host: VmHost) -> None:
+    """Its variables are its own: what firmware and guest wrote there stays with the VM."""
+    pack = packed("debian-uefi")
+    vm = vm_host.vm(pack.full).changed(memory_mib=512, cpus=2)
+    fresh = vm.variables.read_bytes()
+    assert vm.record.hardware.machine.startswith("pc-q35-")
+    with boot_to(vm, "uefi", stay=True) as running:
+        assert reports(running, "uefi"), running.console[-1000:]
+    assert stop_vm(vm, HEARS_S).how == "guest"
+    assert vm.variables.read_bytes() != fresh
