@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from packer.run.control import Control
     from packer.run.control_protocol import Hello, ServerStatus
     from packer.run.create import DiskOrigin, Wishes, create_vm, known_vm
+    from packer.run.detach import DetachReport, detach
     from packer.run.ensure import ensure_server
     from packer.run.libvirt import domain_xml
     from packer.run.link import Ended
@@ -119,6 +120,7 @@ _HOMES = {
     "packer.run.control": ("Control",),
     "packer.run.control_protocol": ("Hello", "ServerStatus"),
     "packer.run.create": ("DiskOrigin", "Wishes", "create_vm", "known_vm"),
+    "packer.run.detach": ("DetachReport", "detach"),
     "packer.run.link": ("Ended",),
     "packer.run.ensure": ("ensure_server",),
     "packer.run.libvirt": ("domain_xml",),
@@ -164,6 +166,7 @@ __all__ = [
     "Copied",
     "CopyReport",
     "DedupeReport",
+    "DetachReport",
     "Device",
     "Difference",
     "DiskOrigin",
@@ -237,6 +240,7 @@ __all__ = [
     "create_layout",
     "create_vm",
     "dedupe",
+    "detach",
     "diff_packs",
     "domain_xml",
     "dry_run",

@@ -39,6 +39,7 @@ FUNCTIONS = {
     "ps": ["look_at_vms", "all_vms"],
     "stop": ["stop_vm", "the_vm"],
     "rm": ["remove_vm", "the_vm"],
+    "detach": ["detach", "the_vm"],
     "dedupe": ["dedupe"],
     "compact": ["compact"],
     "commit": ["commit", "commit_in_place", "the_vm"],

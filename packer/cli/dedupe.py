@@ -66,6 +66,7 @@ def _once(options: argparse.Namespace) -> None:
         _images(options.disks),
         dry_run=options.dry_run,
         again=options.again,
+        eager=options.watch is None,
         jobs=jobs_of(options),
         progress=progress_of(options),
     )

@@ -52,6 +52,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(options: argparse.Namespace) -> int:
     """Define."""
     vm = the_vm(options.vm, options.state)
+    if options.systemd and vm.base is not None:
+        raise UsageError(f"the VM {vm.name} was detached: its disk needs no server")
     manager = manager_of(vm, system=options.system)
     socket = _socket(options, vm, manager)
     if options.libvirt:

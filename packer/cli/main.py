@@ -43,6 +43,7 @@ VERBS = (
     "ps",
     "stop",
     "rm",
+    "detach",
     "commit",
     "profile",
     "test",

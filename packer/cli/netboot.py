@@ -21,7 +21,7 @@ from packer.run.netboot.service import (
     loaders_in,
     network_boot,
 )
-from packer.run.server import Listening, Served, serve
+from packer.run.server import FOREIGN_HOLD_SECONDS, Listening, Served, serve
 from packer.run.sockets import own_folder, socket_path
 from packer.run.spec import server_spec
 from packer.text import format_bytes, printable
@@ -109,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
             status = serve(
                 Served(pack, [one for one in rebuild.sources if one is not store], store),
                 listening,
+                hold_seconds=FOREIGN_HOLD_SECONDS,
                 beside=NetworkBootServer(boot, loaders, offer, started),
                 started=lambda _: None,
                 asked=lambda status: print_status(options, status),

@@ -7,6 +7,7 @@ import argparse
 from packer.cli.options import add_verb, print_json
 from packer.cli.vms import add_state
 from packer.run.overview import VmReport, look_at_vms
+from packer.run.own_base import finish_left_behind
 from packer.run.remove import remove_left_behind
 from packer.run.vm import all_vms
 from packer.text import format_bytes, format_table, printable
@@ -26,6 +27,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(options: argparse.Namespace) -> int:
     """List."""
     remove_left_behind(options.state)
+    finish_left_behind(options.state)
     reports = look_at_vms(all_vms(options.state))
     if options.json:
         print_json({"vms": [_as_json(one) for one in reports]})
@@ -42,12 +44,12 @@ def _row(one: VmReport) -> tuple[str, ...]:
     return (
         one.vm.name,
         one.vm.record.ref_name,
-        one.state,
+        f"{one.state}, detached" if one.detached else one.state,
         format_bytes(one.memory.proportional) if runs else "",
         format_bytes(one.spare_bytes) if one.spare_bytes >= 0 else "",
         format_bytes(one.own_bytes),
-        format_bytes(one.shared_bytes),
-        f"{one.sharers:,}",
+        "" if one.detached else format_bytes(one.shared_bytes),
+        "" if one.detached else f"{one.sharers:,}",
     )
 
 
@@ -64,6 +66,7 @@ def _as_json(one: VmReport) -> dict[str, object]:
         "machine": record.hardware.machine,
         "ephemeral": record.ephemeral,
         "state": one.state,
+        "detached": one.detached,
         "why": one.why,
         "pid": one.pid,
         "accelerator": one.accelerator,

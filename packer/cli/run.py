@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from packer.artifact.trust import Verdict
 from packer.cli.options import accept, add_trust, add_verb, own_store, remember_use
-from packer.cli.rebuild import add_origins
+from packer.cli.rebuild import add_origins, note_complaints
 from packer.cli.settings import load_settings
 from packer.cli.vms import add_state
 from packer.errors import UsageError
-from packer.progress import note
+from packer.progress import for_terminal, note
 from packer.run.accelerator import ACCELERATORS, Accelerator
 from packer.run.console import on_terminal, relay, wait_until_started
 from packer.run.create import DiskOrigin, Wishes, create_vm, known_vm
+from packer.run.detach import detach
+from packer.run.detach_process import DetachProcess
 from packer.run.hardware import LEAST_MEMORY_MIB
 from packer.run.link import Start
 from packer.run.programs import QemuError
@@ -44,6 +47,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--new", action="store_true", help="make another VM if there is one")
     parser.add_argument("--ephemeral", action="store_true", help="remove the VM when it ends")
     parser.add_argument("--background", action="store_true", help="return once it runs")
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="make it independent of its pack while it runs, as vmpack detach does",
+    )
     parser.add_argument("--window", action="store_true", help="show its screen")
     add_wishes(parser)
     add_state(parser)
@@ -74,15 +82,20 @@ def add_wishes(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run."""
+    if options.detach and options.ephemeral:
+        raise UsageError("--detach and --ephemeral contradict each other")
     remove_left_behind(options.state)
     vm, verdict = _vm(options)
+    beside = ExitStack()
 
     def started() -> None:
         if verdict is not None:
             remember_use(verdict)
+        if options.detach and not options.background:
+            beside.enter_context(DetachProcess(vm))
 
     start = Start(tuple(options.passed), str(Path.cwd()), options.window)
-    with Session(vm, start) as session:
+    with Session(vm, start) as session, beside:
         if options.background:
             ended = wait_until_started(session)
             started()
@@ -98,7 +111,17 @@ def run(options: argparse.Namespace) -> int:
     elif ended.how == "lost":
         raise QemuError(f"{vm.name}: {ended.text}", hint=f"see {vm.folder / 'qemu.log'}")
     sys.stdout.flush()
+    if options.detach:
+        _detach(vm)
     return 0
+
+
+def _detach(vm: Vm) -> None:
+    """Detach a VM, or finish what a process beside its console has begun."""
+    report = detach(vm, jobs=load_settings().jobs, progress=for_terminal(quiet=False))
+    if not report.was:
+        note_complaints(report.supplied)
+        note(f"{vm.name} is detached from its pack")
 
 
 def _vm(options: argparse.Namespace) -> tuple[Vm, Verdict | None]:

@@ -20,7 +20,7 @@ from packer.errors import UsageError
 from packer.progress import note
 from packer.run.control_protocol import ServerStatus
 from packer.run.nbd.server import server_tls
-from packer.run.server import Listening, Served, serve
+from packer.run.server import FOREIGN_HOLD_SECONDS, Listening, Served, serve
 from packer.run.sockets import own_folder, socket_path
 from packer.run.spec import nbd_uri, server_spec
 from packer.run.unit import tell_systemd
@@ -29,10 +29,6 @@ from packer.transport.nbd_wire import MAX_STRING_BYTES
 from packer.unpack.gather import Supplied
 
 MOST_SECONDS = 86_400 * 365
-HOLD_SECONDS = 25.0
-"""Longer than for VMs of ours, whose guests are stopped meanwhile; drivers of guests that are not
-give a disk up after 30.
-"""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -66,7 +62,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--hold",
         type=_seconds,
-        default=HOLD_SECONDS,
+        default=FOREIGN_HOLD_SECONDS,
         metavar="SECONDS",
         help="how long a read waits for what nobody has before it fails; default: %(default)g",
     )
@@ -222,7 +218,18 @@ def print_status(options: argparse.Namespace, status: ServerStatus) -> None:
     touched, whole = format_bytes(status.touched_bytes), format_bytes(status.disk_bytes)
     print(f"{touched} of {whole} were read, from:")
     print_supplied(supplied, 0, "")
+    _print_missing(status)
     sys.stdout.flush()
+
+
+def _print_missing(status: ServerStatus) -> None:
+    """Print what clients asked for and nobody has, and where it was looked for."""
+    for one in status.missing:
+        place = printable(one.path) or "no file"
+        print(f"  missing: {one.content}  {format_bytes(one.size_bytes)}  {place}")
+        print(f"    looked in {', '.join(map(printable, one.looked_in))}")
+    if more := status.missing_contents - len(status.missing):
+        print(f"  and {more:,} more are missing")
 
 
 def print_line(value: object) -> None:

@@ -21,6 +21,7 @@ from packer.columns import Column
 from packer.density.digest import HEAD_BYTES, digest_units
 from packer.density.member import Member, Surveyed, islands, look_at, open_members
 from packer.density.pairs import alike, pair_up, phase, plan
+from packer.density.read_ahead import reading_early
 from packer.density.settled import Settled
 from packer.density.sharing import share_all
 from packer.density.units import NO_NAME, Names, Units, join
@@ -71,6 +72,7 @@ def dedupe(
     *,
     dry_run: bool = False,
     again: bool = False,
+    eager: bool = True,
     settled: Settled | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -79,7 +81,8 @@ def dedupe(
 
     Disks may be in use. An interruption leaves shared what was shared. dry_run: only say what
     could be gained, which reads more, as all is hashed. again: look also at disks that have not
-    changed since they were compared. settled: what is remembered of that.
+    changed since they were compared. eager: read ahead as long as it is not known of what.
+    settled: what is remembered of earlier runs.
 
     Raises InputError for what is no disk image or lies where blocks cannot be shared, UsageError
     for a disk that is named twice.
@@ -89,7 +92,7 @@ def dedupe(
         members = open_members([Path(path) for path in paths], stack)
         stamps = [member.stamp() for member in members]
         known = [False] * len(members) if again or dry_run else settled.among(stamps)
-        job = _Job(members, np.array(known), dry_run, jobs or os.cpu_count() or 1, progress)
+        job = _Job(members, np.array(known), dry_run, eager, jobs or os.cpu_count() or 1, progress)
         if all(known):
             return job.report(unchanged=True)
         try:
@@ -112,6 +115,7 @@ class _Job:
     members: list[Member]
     known: NDArray[np.bool_]
     dry_run: bool
+    eager: bool
     jobs: int
     progress: Progress
     gained: Column = field(init=False)
@@ -147,6 +151,7 @@ class _Job:
         names = Names()
         with (
             self.progress.stage("looking at the disks", 0),
+            reading_early([member.fd for member in self.members] if self.eager else []),
             ThreadPoolExecutor(self.jobs) as pool,
         ):
             looks = [pool.submit(look_at, member, names) for member in self.members]

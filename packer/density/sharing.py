@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,13 +11,9 @@ from numpy.typing import NDArray
 
 from packer.columns import Column
 from packer.density.pairs import Requests
+from packer.density.read_ahead import ReadAhead
 from packer.density.share import DIFFERS, MAX_TARGETS, SAME, share
 from packer.progress import Advance
-
-AHEAD_BYTES = 128 << 20
-"""How far ahead the files are read. The kernel compares page by page and waits for each."""
-
-_CHUNK_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +49,7 @@ def share_all(requests: Requests, fds: Sequence[int], block: int, advance: Advan
 def _ask(requests: Requests, fds: Sequence[int], advance: Advance) -> NDArray[np.int32]:
     """Return for each request SAME, DIFFERS, or a negative error number."""
     status = np.zeros(len(requests), dtype=np.int32)
-    reader = _ReadAhead(requests, fds)
+    reader = ReadAhead(requests, fds)
     source_disk, source, length, target_disk, target = (
         column.tolist()
         for column in (
@@ -80,42 +75,3 @@ def _batches(requests: Requests) -> Iterator[tuple[int, int]]:
     for first, end in pairwise([0, *np.flatnonzero(new).tolist(), len(requests)]):
         for low in range(first, end, MAX_TARGETS):
             yield low, min(low + MAX_TARGETS, end)
-
-
-class _ReadAhead:
-    """Has the kernel read what will be compared, in large pieces and some way ahead."""
-
-    def __init__(self, requests: Requests, fds: Sequence[int]) -> None:
-        self._fds = fds
-        self._places = list(
-            zip(
-                requests.source_disk.tolist(),
-                requests.source.tolist(),
-                requests.target_disk.tolist(),
-                requests.target.tolist(),
-                requests.length.tolist(),
-                strict=True,
-            )
-        )
-        self._asked: set[tuple[int, int]] = set()
-        self._next = 0
-        self._ahead_bytes = 0
-
-    def pass_over(self, first: int, end: int) -> None:
-        """Say that the requests [first, end) come now, each once and in their order."""
-        while self._next < len(self._places) and (
-            self._next < end or self._ahead_bytes < AHEAD_BYTES
-        ):
-            source_disk, source, target_disk, target, length = self._places[self._next]
-            self._read(source_disk, source, length)
-            self._read(target_disk, target, length)
-            self._ahead_bytes += length
-            self._next += 1
-        self._ahead_bytes -= sum(place[-1] for place in self._places[first:end])
-
-    def _read(self, disk: int, offset: int, length: int) -> None:
-        for chunk in range(offset // _CHUNK_BYTES, (offset + length - 1) // _CHUNK_BYTES + 1):
-            if (disk, chunk) not in self._asked:
-                self._asked.add((disk, chunk))
-                start = chunk * _CHUNK_BYTES
-                os.posix_fadvise(self._fds[disk], start, _CHUNK_BYTES, os.POSIX_FADV_WILLNEED)

@@ -44,8 +44,8 @@ def commit(
     another pack than its own, and what packing raises.
     """
     _demand_own(vm, base)
-    with _idle(vm), _served(vm) as uri:
-        return pack(vm.overlay, output, _on_base(options, base, uri), keys, progress)
+    with _idle(vm), _below(vm) as below:
+        return pack(vm.overlay, output, _on_base(options, base, below), keys, progress)
 
 
 def commit_in_place(
@@ -67,8 +67,8 @@ def commit_in_place(
     place = _replaceable(vm, base)
     _demand_alone(vm, state)
     with _idle(vm):
-        with _served(vm) as uri:
-            wanted = replace(_on_base(options, base, uri), replace=True)
+        with _below(vm) as below:
+            wanted = replace(_on_base(options, base, below), replace=True)
             report = pack(vm.overlay, place, wanted, keys, progress)
         return report, _begin_anew(vm, report)
 
@@ -98,14 +98,17 @@ def _idle(vm: Vm) -> Iterator[None]:
 
 
 @contextmanager
-def _served(vm: Vm) -> Iterator[str]:
-    """Serve the base of a VM; gives its NBD address."""
+def _below(vm: Vm) -> Iterator[str | Path]:
+    """Give what lies below the overlay of a VM: its own base, or an NBD address, served so long."""
+    if vm.base is not None:
+        yield vm.base
+        return
     address = ensure_server(vm.server_spec())
     with Control(address.control):  # so that it stays
         yield address.uri
 
 
-def _on_base(options: PackOptions, base: OpenedPack, uri: str) -> PackOptions:
+def _on_base(options: PackOptions, base: OpenedPack, below: str | Path) -> PackOptions:
     """Return the options of the next version: what is the base's stays."""
     boots = base.config.boots
     if isinstance(boots, Boots):
@@ -114,7 +117,7 @@ def _on_base(options: PackOptions, base: OpenedPack, uri: str) -> PackOptions:
         options,
         base=base,
         on_base=True,
-        backing=uri,
+        backing=below,
         boots=boots if isinstance(boots, Boots) else None,
         sources=list(dict.fromkeys((*base.config.sources, *options.sources))),
         keep_free=options.keep_free or keeps_free(base.map),
@@ -126,6 +129,8 @@ def _replaceable(vm: Vm, base: OpenedPack) -> str:
     """Return the VM's pack as the name of an output that replaces it. Raises UsageError."""
     location = split_location(vm.record.pack)[0]
     instead = "write the next version elsewhere: --output"
+    if vm.base is not None:
+        raise UsageError(f"the VM {vm.name} was detached from its pack", hint=instead)
     if base.layout.remote:
         raise UsageError(f"{location}: a pack behind an address is not replaced", hint=instead)
     path = Path(location)

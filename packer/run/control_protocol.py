@@ -60,11 +60,15 @@ class SourceStatus(msgspec.Struct, frozen=True):
 
 
 class MissingStatus(msgspec.Struct, frozen=True):
-    """A content that a client waits for and nobody has. path: where it lay in the guest, or ""."""
+    """A content that a client waits for and nobody has.
+
+    path: where it lay in the guest, or "". looked_in: the sources that were asked for it.
+    """
 
     content: str
     size_bytes: int
     path: str
+    looked_in: tuple[str, ...] = ()
 
 
 class ServerStatus(msgspec.Struct, frozen=True):

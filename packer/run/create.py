@@ -133,7 +133,8 @@ def known_vm(
         )
     if vm.running() is not None:
         return vm
-    served.store.leases.lease(vm.lease, pack.map.contents.digest)
+    if vm.base is None:
+        served.store.leases.lease(vm.lease, pack.map.contents.digest)
     sources = {} if not served.sources else {"sources": spec.sources}
     return vm.changed(pack=spec.pack, store=spec.store, **sources)
 

@@ -158,6 +158,10 @@ class Emulator:
         """Return whether the guest runs, in QEMU's words. Raises MonitorError."""
         return await self._monitor.status()
 
+    async def ask(self, verb: str, **arguments: object) -> object:
+        """Return the answer to a command of its monitor. Raises MonitorError."""
+        return await self._monitor.ask(verb, **arguments)
+
     async def go_on(self) -> None:
         """Let a guest that was stopped go on; what has failed is tried again."""
         await self._monitor.ask("cont")

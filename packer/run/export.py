@@ -8,7 +8,9 @@ from typing import Protocol
 from packer.errors import MissingError
 
 Part = bytes | bytearray | memoryview | int
-"""A piece of an answer: bytes, or how many zeros."""
+"""A piece of an answer: bytes, which do not change once they were handed out (they are sent as the
+client takes them, and may be asked for again), or how many zeros.
+"""
 
 
 class UnavailableError(MissingError):

@@ -29,6 +29,11 @@ class ServerKeeper:
         self._say = say
         self._address: ServerAddress | None = None
         self.lives = False
+        self.wanted = True
+
+    def dismiss(self) -> None:
+        """Note that the VM needs no server any more."""
+        self.wanted = False
 
     async def start(self) -> ServerAddress:
         """Return the address of the server; the same one each time. Raises Error."""

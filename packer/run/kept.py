@@ -129,8 +129,6 @@ class Kept:
             held = self._look(piece)
             if held is not None:
                 self._deliver(piece, held)
-        for row in {row for row, _ in pieces}:
-            self._settle(row)
 
     # -- to keep -----------------------------------------------------------------------------------
 
@@ -199,6 +197,8 @@ class Kept:
             self._found_bytes += end - start
         if held is not None and held.partial is None:
             self.at_hand[row] = True
+        elif held is not None and held.has(0, len(held.proven)):
+            self._settle(row)  # whoever brought the rest of it was killed before
         return held
 
     def _open(self, row: int, block: int) -> Held | None:

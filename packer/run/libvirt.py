@@ -40,6 +40,8 @@ _NETWORK_MODELS = {"virtio-net-pci": "virtio", "e1000": "e1000"}
 def domain_xml(vm: Vm, manager: Manager, socket: Path, *, reconnects: bool) -> str:
     """Return the domain of a VM whose disk is served at `socket`; its overlay gets a link.
 
+    A VM that was detached has its own base below its overlay, and needs no socket.
+
     reconnects: whether this libvirt knows how long QEMU waits for a server that was started again;
     without, its death pauses the domain until somebody resumes it. Raises Error when this host
     lacks QEMU or firmware, UsageError for what XML cannot hold.
@@ -188,12 +190,15 @@ def _add_disk(devices: Xml.Element, vm: Vm, socket: Path, *, reconnects: bool) -
         detect_zeroes="unmap",
     )
     _add(disk, "source", file=str(link_overlay(vm)))
-    backing = _add(disk, "backingStore", type="network")
+    backing = _add(disk, "backingStore", type="network" if vm.base is None else "file")
     _add(backing, "format", type="raw")
-    source = _add(backing, "source", protocol="nbd")
-    _add(source, "host", transport="unix", socket=str(socket))
-    if reconnects:
-        _add(source, "reconnect", delay=str(RECONNECT_SECONDS))
+    if vm.base is not None:
+        _add(backing, "source", file=str(vm.base))
+    else:
+        source = _add(backing, "source", protocol="nbd")
+        _add(source, "host", transport="unix", socket=str(socket))
+        if reconnects:
+            _add(source, "reconnect", delay=str(RECONNECT_SECONDS))
     _add(backing, "backingStore")  # nothing below: what a header names is not looked for
     if vm.record.hardware.disk == "virtio":
         _add(disk, "target", dev="vda", bus="virtio")

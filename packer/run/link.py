@@ -45,6 +45,12 @@ class Ask(msgspec.Struct, frozen=True, tag_field="do", tag="ask"):
     """Tell me how it is, once."""
 
 
+class Detach(msgspec.Struct, frozen=True, tag_field="do", tag="detach"):
+    """Its own base is there: let it be read from now on. config: of the pack it was made of."""
+
+    config: str
+
+
 class Input(msgspec.Struct, frozen=True, tag_field="do", tag="input"):
     """Type this on its console."""
 
@@ -57,7 +63,7 @@ class Stop(msgspec.Struct, frozen=True, tag_field="do", tag="stop"):
     grace_seconds: Annotated[float, msgspec.Meta(ge=0)]
 
 
-Request = Attach | Ask | Input | Stop
+Request = Attach | Ask | Detach | Input | Stop
 
 
 class Console(msgspec.Struct, frozen=True, tag_field="is", tag="console"):
@@ -100,7 +106,13 @@ class Failed(msgspec.Struct, frozen=True, tag_field="is", tag="failed"):
     failure: Failure
 
 
-Told = Console | Say | Now | Ended | Failed
+class Detached(msgspec.Struct, frozen=True, tag_field="is", tag="detached"):
+    """It reads its own base now; failure: why it does not."""
+
+    failure: Failure | None = None
+
+
+Told = Console | Say | Now | Ended | Failed | Detached
 
 _requests = msgspec.json.Decoder(Request)
 _told = msgspec.json.Decoder(Told)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class VmReport:
     """A VM. state: "running", "paused", "starting", "stopping", "stopped", or "unattended": its
     QEMU runs without a supervisor. why: it waits, in words.
 
+    detached: it reads a base of its own, and shares nothing.
+
     own_bytes: what its folder takes. shared_bytes: contents of its pack in the store, which all
     `sharers` VMs of that pack use. spare_bytes: memory that its guest does not need, -1 unknown.
     """
@@ -41,6 +43,7 @@ class VmReport:
     vm: Vm
     state: str
     why: str
+    detached: bool
     pid: int
     accelerator: str
     memory: Memory
@@ -53,16 +56,18 @@ class VmReport:
 def look_at_vms(vms: Iterable[Vm]) -> list[VmReport]:
     """Return how VMs are, in their order."""
     vms = list(vms)
-    sharers = Counter(_base(vm) for vm in vms)
-    shared = {_base(vm): _shared_bytes(vm) for vm in vms}
-    return [_look_at(vm, shared[_base(vm)], sharers[_base(vm)]) for vm in vms]
+    sharers = Counter(_base(vm) for vm in vms if vm.base is None)
+    shared = {_base(vm): _shared_bytes(vm) for vm in vms if vm.base is None}
+    return [_look_at(vm, shared, sharers) for vm in vms]
 
 
 def _base(vm: Vm) -> tuple[str, str]:
     return vm.record.store, vm.record.config
 
 
-def _look_at(vm: Vm, shared_bytes: int, sharers: int) -> VmReport:
+def _look_at(
+    vm: Vm, shared: Mapping[tuple[str, str], int], sharers: Mapping[tuple[str, str], int]
+) -> VmReport:
     now, running = ask(vm), vm.running()
     unattended = "stopped" if running is None else "unattended"
     pid = running.process.pid if running is not None else 0
@@ -70,12 +75,13 @@ def _look_at(vm: Vm, shared_bytes: int, sharers: int) -> VmReport:
         vm=vm,
         state=unattended if now is None else now.state,
         why=now.why if now is not None else "",
+        detached=vm.base is not None,
         pid=pid,
         accelerator=running.accelerator if running is not None else "",
         memory=memory_of(pid) if pid else Memory(),
         own_bytes=sum(_taken(path) for path in vm.folder.iterdir()),
-        shared_bytes=shared_bytes,
-        sharers=sharers,
+        shared_bytes=shared.get(_base(vm), 0) if vm.base is None else 0,
+        sharers=sharers.get(_base(vm), 0) if vm.base is None else 0,
         spare_bytes=now.spare_bytes if now is not None else -1,
     )
 

@@ -80,6 +80,8 @@ class Pauses:
             if self._room() < self._free_bytes + ROOM_BYTES:
                 return f"there is no room for what it writes to {self._overlay}"
             self._last = None
+        if not self._keeper.wanted:
+            return None
         status = await self._keeper.status()
         if status is None:
             return "its disk has no server"

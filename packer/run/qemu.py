@@ -2,6 +2,7 @@
 
     overlay (qcow2) ── file: overlay.qcow2
         └─ base (nbd): the pack's disk as its server hands it out, read-only
+           or own-base (raw): the same disk in the folder of a VM that was detached
 
 A read that the server cannot answer stops the guest instead of failing (`rerror=stop`), and so does
 a write for which the host has no room (`werror=stop`). A connection that breaks is taken up again
@@ -30,7 +31,7 @@ OVERLAY_OPTIONS = "extended_l2=on,cluster_size=128k"
 """Clusters have 32 parts of 4 KiB: a write of one block of the guest's file system neither reads
 the rest of the cluster from the pack nor takes room for it."""
 
-DISK_NODE, FILE_NODE, BASE_NODE = "overlay", "overlay-file", "base"
+DISK_NODE, FILE_NODE, BASE_NODE, OWN_BASE_NODE = "overlay", "overlay-file", "base", "own-base"
 """Names of the block nodes, for whoever changes them while the guest runs."""
 
 SERIAL_SOCKET, MONITOR_SOCKET = "serial", "qmp"
@@ -38,9 +39,12 @@ SERIAL_SOCKET, MONITOR_SOCKET = "serial", "qmp"
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """Where a start of a VM is connected. nbd: socket of the server. runtime: of its sockets."""
+    """Where a start of a VM is connected. runtime: folder of its sockets.
 
-    nbd: Path
+    nbd: socket of the server; None for a VM that needs none.
+    """
+
+    nbd: Path | None
     runtime: Path
     accelerator: str
     window: bool = False
@@ -110,8 +114,30 @@ def launch(line: Sequence[str], log: Path, folder: Path) -> subprocess.Popen[byt
         os.close(fd)
 
 
-def _disk(vm: Vm, nbd: Path) -> list[str]:
-    base = {
+def own_base_node(base: Path) -> dict[str, object]:
+    """Return the options of the disk below the overlay of a VM that was detached."""
+    return {
+        "driver": "raw",
+        "node-name": OWN_BASE_NODE,
+        "read-only": True,
+        "file": {"driver": "file", "filename": str(base)},
+    }
+
+
+def overlay_node(below: str) -> dict[str, object]:
+    """Return the options of the overlay. below: name of the node that it lies on."""
+    return {
+        "driver": "qcow2",
+        "node-name": DISK_NODE,
+        "file": FILE_NODE,
+        "backing": below,
+        "discard": "unmap",
+        "detect-zeroes": "unmap",  # what a guest zeroes takes no room
+    }
+
+
+def _served_base_node(nbd: Path | None) -> dict[str, object]:
+    return {
         "driver": "nbd",
         "node-name": BASE_NODE,
         "read-only": True,
@@ -119,20 +145,17 @@ def _disk(vm: Vm, nbd: Path) -> list[str]:
         "reconnect-delay": RECONNECT_SECONDS,
         "open-timeout": OPEN_SECONDS,
     }
+
+
+def _disk(vm: Vm, nbd: Path | None) -> list[str]:
+    base = _served_base_node(nbd) if vm.base is None else own_base_node(vm.base)
     file = {
         "driver": "file",
         "node-name": FILE_NODE,
         "filename": str(vm.overlay),
         "discard": "unmap",
     }
-    overlay = {
-        "driver": "qcow2",
-        "node-name": DISK_NODE,
-        "file": FILE_NODE,
-        "backing": BASE_NODE,
-        "discard": "unmap",
-        "detect-zeroes": "unmap",  # what a guest zeroes takes no room
-    }
+    overlay = overlay_node(BASE_NODE if vm.base is None else OWN_BASE_NODE)
     kind = {"virtio": "virtio-blk-pci", "ide": "ide-hd"}[vm.record.hardware.disk]
     nodes = [part for node in (base, file, overlay) for part in ("-blockdev", json.dumps(node))]
     device = f"{kind},id=disk,drive={DISK_NODE},bootindex=0,rerror=stop,werror=stop"

@@ -288,17 +288,19 @@ class Resolver:
     def _missing_content(self, row: int) -> MissingContent:
         places = self._hints.of(row) if self._hints is not None else range(0)
         path = self._hints.path[places[0]] if self._hints is not None and len(places) else ""
-        return MissingContent(self._contents.name(row), int(self._contents.size[row]), path)
+        asked = [one.source.uri for one in self._seeker.suppliers if one.asked[row]]
+        looked_in = (self._kept.store.uri, *asked)
+        name, size = self._contents.name(row), int(self._contents.size[row])
+        return MissingContent(name, size, path, looked_in)
 
     def _unavailable(self, pieces: Sequence[Piece]) -> UnavailableError:
         rows = sorted({row for row, _ in pieces})
         first = self._missing_content(rows[0])
         more = f" and {len(rows) - 1} others" if len(rows) > 1 else ""
-        asked = [self._kept.store.uri, *(one.source.uri for one in self._seeker.suppliers)]
         return UnavailableError(
             f"{self._pack.layout.location}: {first.name} ({first.size:,} bytes, "
             f"{first.path or 'file-system metadata'}){more} cannot be had now; "
-            f"looked in: {', '.join(asked)}",
+            f"looked in: {', '.join(first.looked_in)}",
             hint="it is looked for further; name another source with --from",
         )
 

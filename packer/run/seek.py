@@ -108,10 +108,10 @@ class Seeker:
         return self._coming.pending(pieces)
 
     async def _try(self, pieces: list[Piece]) -> None:
-        """Ask everybody once; a bug in one source does not end the search for good."""
+        """Ask everybody once."""
         try:
             await self.once(pieces)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a bug must not end the search for good
             _log.exception("unexpected")
 
     async def _seek(self, pieces: list[Piece]) -> None:

@@ -34,6 +34,11 @@ from packer.run.resolve import HOLD_SECONDS, Resolver
 from packer.sources.base import Source
 from packer.sources.store import Store
 
+FOREIGN_HOLD_SECONDS = 25.0
+"""How long a read waits where nobody stops the guest meanwhile, as for VMs of ours: drivers of guests
+give a disk up after 30.
+"""
+
 _TICK_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
@@ -214,7 +219,9 @@ class _DiskServer:
                 SourceStatus(one.uri, one.proven_bytes, one.fetched_bytes, one.complaints)
                 for one in held.sources
             ),
-            missing=tuple(MissingStatus(one.name, one.size, one.path) for one in held.missing),
+            missing=tuple(
+                MissingStatus(one.name, one.size, one.path, one.looked_in) for one in held.missing
+            ),
             missing_contents=held.missing_contents,
         )
 
@@ -233,6 +240,9 @@ class _DiskServer:
         except Error as error:
             self._complaint = str(error)
             _log.warning("%s", error)
+        except Exception as error:
+            self._complaint = f"a bug: {error!r}"
+            _log.exception("unexpected")
 
     async def _hello(self, _: Request) -> Hello:
         served = self._served

@@ -102,7 +102,7 @@ def _serve(spec: ServerSpec, address: ServerAddress, idle_seconds: float, words:
         _log.info("serving %s to whoever comes to %s", spec.pack, address.nbd)
         _say(words, encode_result(None))
 
-    with _opened(spec) as served:
+    with opened(spec) as served:
         listening = Listening(address.control, address.nbd)
         serve(
             served,
@@ -122,7 +122,7 @@ def _say(words: IO[bytes], line: bytes) -> None:
 
 
 @contextmanager
-def _opened(spec: ServerSpec) -> Iterator[Served]:
+def opened(spec: ServerSpec) -> Iterator[Served]:
     """Open what a spec names. Raises TrustError for another pack than was decided about."""
     store = Store(Path(spec.store))
     with open_pack(spec.pack) as pack, SourceOpener(store, pack) as opener:

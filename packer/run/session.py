@@ -94,6 +94,7 @@ class Session:
         self.vm = vm
         self._opening = Attach(start, replay)
         self._connection = self._connected()
+        self._lost = 0
         self._ended = False
 
     def fileno(self) -> int:
@@ -107,8 +108,12 @@ class Session:
         told = self._connection.receive()
         if told is None:
             self._connection.close()
+            self._lost += 1
+            if self._lost > _TRIES:
+                raise self._unanswered()
             self._connection = self._connected()
             return [Say("the supervisor of the VM was gone; there is another one")]
+        self._lost = 0
         for one in told:
             if isinstance(one, Failed):
                 raise RemoteError(one.failure)
@@ -155,7 +160,10 @@ class Session:
                 return connection
             start_supervisor(self.vm)
             time.sleep(_TRY_SECONDS)
-        raise Error(
+        raise self._unanswered()
+
+    def _unanswered(self) -> Error:
+        return Error(
             f"the supervisor of {self.vm.name} does not answer",
             hint=f"see {self.vm.folder / 'supervisor.log'}",
         )

@@ -17,11 +17,15 @@ class FromSource:
 
 @dataclass(frozen=True, slots=True)
 class MissingContent:
-    """A content that somebody has read and nobody has. path: in the guest, "" if unknown."""
+    """A content that somebody has read and nobody has.
+
+    path: in the guest, "" if unknown. looked_in: URIs of those who were asked for it.
+    """
 
     name: str
     size: int
     path: str
+    looked_in: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from packer.errors import Error
-from packer.run import link, programs
+from packer.run import link, programs, swap
 from packer.run.accelerator import EMULATION, find_accelerator
 from packer.run.control_protocol import failure_of
 from packer.run.emulator import Emulator
@@ -25,6 +25,8 @@ from packer.run.keeper import ServerKeeper
 from packer.run.link import (
     Attach,
     Console,
+    Detach,
+    Detached,
     Ended,
     Failed,
     Input,
@@ -36,6 +38,7 @@ from packer.run.link import (
     Stop,
 )
 from packer.run.link_server import Client, LinkServer
+from packer.run.own_base import name_base, note_base, release_lease
 from packer.run.pauses import STOPPED, Pauses
 from packer.run.qemu import Wiring
 from packer.run.qmp import Event, IoError, MonitorError
@@ -80,6 +83,8 @@ class Supervisor:
         self._wanted: asyncio.Future[Start | None] | None = None
         self._waiting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._detaching = asyncio.Lock()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mind the VM until it ends. ready: called once others can connect. Raises Error."""
@@ -100,6 +105,8 @@ class Supervisor:
             self._vm.note_running(None)
             if self._vm.record.ephemeral:
                 forget(self._vm)
+            elif self._vm.base is not None:
+                await self._finish_detaching()
         self._link.stop_listening()
         os.close(self._lock)
         if last is not None:
@@ -125,14 +132,18 @@ class Supervisor:
             start = None
         if start is None:
             return None
-        address = await self._keeper.start()
+        nbd = None
+        if self._vm.base is None:
+            nbd = (await self._keeper.start()).nbd
+        else:
+            await self._finish_detaching()
         accelerator: str = self._vm.record.accelerator
         if not accelerator:
             program = programs.find(programs.EMULATOR)
             accelerator = await asyncio.to_thread(find_accelerator, program)
             if accelerator == EMULATION:
                 self._say("no accelerator works here: the guest is emulated, which is slow")
-        wiring = Wiring(address.nbd, self._runtime, accelerator, start.window)
+        wiring = Wiring(nbd, self._runtime, accelerator, start.window)
         return await Emulator.launch(self._vm, wiring, start, self._heard, self._show)
 
     # -- its life ----------------------------------------------------------------------------------
@@ -143,20 +154,64 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, HOST_GRACE_SECONDS)
-        tasks = [
-            asyncio.create_task(self._keeper.run()),
-            asyncio.create_task(self._shorten_logs()),
-        ]
+        shortening = asyncio.create_task(self._shorten_logs())
+        await self._see_to_base(emulator)
         self._turn("running")
         with suppress(MonitorError):  # it may have been stopped before it was adopted
             if await emulator.status() == STOPPED:
                 self._heard("STOP")
         await emulator.wait()
-        tasks += [one for one in (self._waiting, self._stopping) if one is not None]
+        minding = (shortening, self._keeping, self._waiting, self._stopping)
+        tasks = [one for one in minding if one is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         return self._how_it_ended(emulator)
+
+    # -- what lies below its overlay ---------------------------------------------------------------
+
+    async def _see_to_base(self, emulator: Emulator) -> None:
+        """Keep the server of the disk; finish a detaching at which a supervisor was killed."""
+        with suppress(MonitorError):  # it has ended
+            if self._vm.base is not None and not await swap.is_served(emulator):
+                self._keeper.dismiss()
+                return
+        self._keeping = asyncio.create_task(self._keeper.run())
+        if self._vm.base is not None:
+            try:
+                await self._turn_to_own_base(emulator)
+            except Error as error:
+                self._say(f"it still reads from the server of its pack: {error}")
+
+    async def _detach(self, request: Detach) -> Detached:
+        """Let the VM read its own base, now and in each start that follows."""
+        try:
+            async with self._detaching:
+                emulator = self._emulator
+                if emulator is None:
+                    raise Error(f"the VM {self._vm.name} is just starting")
+                self._vm = await asyncio.to_thread(note_base, self._vm, request.config)
+                await self._turn_to_own_base(emulator)
+        except Error as error:
+            return Detached(failure_of(error))
+        return Detached()
+
+    async def _turn_to_own_base(self, emulator: Emulator) -> None:
+        assert self._vm.base is not None
+        await swap.use_own_base(emulator, self._vm.base)
+        self._keeper.dismiss()
+        if self._keeping is not None:
+            self._keeping.cancel()
+        await asyncio.to_thread(release_lease, self._vm)
+        self._say("it is detached: it needs neither its pack nor other sources any more")
+
+    async def _finish_detaching(self) -> None:
+        """Do what has to wait until QEMU has ended; where it fails, the next one tries again."""
+        try:
+            await asyncio.to_thread(release_lease, self._vm)
+            await asyncio.to_thread(name_base, self._vm)
+        except Error as error:
+            self._say(str(error))
 
     async def _shorten_logs(self) -> None:
         while True:
@@ -240,6 +295,8 @@ class Supervisor:
             case Input():
                 if self._emulator is not None:
                     self._emulator.type(request.data)
+            case Detach():
+                client.tell(await self._detach(request))
             case Stop() if self._emulator is not None:
                 self._stop(request.grace_seconds)
             case Stop():

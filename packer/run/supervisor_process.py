@@ -45,7 +45,10 @@ def start_supervisor(vm: Vm) -> None:
     log = vm.folder / "supervisor.log"
     shorten(log, MAX_WORDS_LOG_BYTES)
     log_start = log.stat().st_size if log.exists() else 0
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Error(f"the VM {vm.name} is no more: {log}: {error.strerror}") from error
     try:
         with subprocess.Popen(
             interpreter_running(_BOOT, str(vm.folder), *import_path()),

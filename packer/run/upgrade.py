@@ -134,7 +134,7 @@ def _upgrade(vm: Vm, holds: _Holds, pack: OpenedPack, location: str) -> Upgraded
     before, moved, why = record.ref_name, vm, ""
     if record.config != spec.config:
         why = _why_kept(vm, holds, pack, spec)
-    if not why and holds.nothing:
+    if not why and holds.nothing and record.base == "":
         moved = _move(vm, holds, pack, spec)
     other = moved.record.config != record.config
     return Upgraded(moved, before, moved.record.ref_name, holds.written_bytes, other, why)
@@ -153,6 +153,8 @@ def _spec_of(vm: Vm, pack: OpenedPack, location: str) -> ServerSpec:
 
 
 def _why_kept(vm: Vm, holds: _Holds, pack: OpenedPack, spec: ServerSpec) -> str:
+    if vm.base is not None:
+        return "it was detached, and reads a base of its own"
     gone = ""
     if vm.record.pack == spec.pack:
         gone = f", but {vm.record.ref_name} is no longer at {spec.pack}: put it back"

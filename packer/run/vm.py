@@ -4,6 +4,7 @@
                    lock            held by its supervisor
                    overlay.qcow2   what it wrote
                    variables.fd    of UEFI firmware
+                   base.raw        the disk below the overlay, once the VM was detached
                    running.json    its QEMU, while there is one
                    console.log     what it said on its serial console
                    qemu.log        what QEMU said
@@ -40,6 +41,7 @@ from packer.run.spec import ServerSpec
 SCHEMA = 1
 MAX_RECORD_BYTES = 1 << 20
 VMS = "vms"
+BASE_FILE: Literal["base.raw"] = "base.raw"
 RUNTIME_KEY_DIGITS = 16
 MAC_PREFIX = "52:54:00"
 """Of QEMU and KVM; locally administered, so that no card in the world has it."""
@@ -59,7 +61,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     pack: absolute path or URL. config: the pack's identity. store: absolute folder. accelerator: ""
     to find one by trying. network: "user" (a NAT of QEMU's) or "none". ephemeral: it is removed
-    when it ends.
+    when it ends. base: "" or, for a VM that was detached, the file in its folder that lies below
+    its overlay; neither pack nor server is needed then.
     """
 
     schema: int = SCHEMA
@@ -80,6 +83,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     accelerator: Accelerator | Literal[""] = ""
     network: Literal["user", "none"] = "user"
     ephemeral: bool = False
+    base: Literal["", "base.raw"] = ""
     created: str = ""
 
 
@@ -112,6 +116,11 @@ class Vm:
     def overlay(self) -> Path:
         """Return the image of what it wrote."""
         return self.folder / "overlay.qcow2"
+
+    @property
+    def base(self) -> Path | None:
+        """Return the disk below its overlay where that is its own; None where it is served."""
+        return self.folder / self.record.base if self.record.base else None
 
     @property
     def variables(self) -> Path:
@@ -168,6 +177,10 @@ class Vm:
         if record != self.record:
             _write(self.folder / "vm.json", _encoded(record))
         return Vm(self.folder, record)
+
+    def read_again(self) -> Vm:
+        """Return it as it is written down now. Raises VmMissingError when it is no more."""
+        return the_vm(self.folder.name, self.folder.parent.parent)
 
     def lock(self, *, seconds: float = 0.0) -> int | None:
         """Return a descriptor that locks it for its supervisor; None when another has it."""

@@ -26,16 +26,20 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_without_a_file_there_are_no_settings(file: Path) -> None:
     found = load_settings()
     assert (found.sources, found.store, found.jobs) == ((), None, None)
+    assert found.accelerator is None
 
 
 def test_what_the_file_says_is_taken(file: Path) -> None:
-    file.write_text('sources = ["store:", "dir:/usr"]\nstore = "/srv/store"\njobs = 2\n')
+    file.write_text(
+        'sources = ["store:", "dir:/usr"]\nstore = "/srv/store"\njobs = 2\naccelerator = "tcg"\n'
+    )
     found = load_settings()
     assert (found.sources, found.store, found.jobs) == (
         ("store:", "dir:/usr"),
         Path("/srv/store"),
         2,
     )
+    assert found.accelerator == "tcg"
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,7 @@ def test_what_the_file_says_is_taken(file: Path) -> None:
         ("sources = 3", "sources"),
         ("sources = [1]", "sources"),
         ("jobs = 'many'", "jobs"),
+        ("accelerator = 'magic'", "accelerator"),
         ("jobs = -1", "jobs"),
         ("jobs = 100000", "jobs"),
         ("stroe = '/x'", "stroe"),

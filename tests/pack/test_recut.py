@@ -92,7 +92,7 @@ class Recut:
 
     def boot_ranges(self) -> Ranges:
         after = self.after.map
-        boot = np.append(after.contents.classes == Class.BOOT, False)[after.content]  # noqa: FBT003
+        boot = np.append(after.contents.classes == Class.BOOT, False)[after.content]
         return union(np.stack([after.start[boot], after.end[boot]], axis=1))
 
     def of_path(self, path: str) -> list[tuple[int, int, Class]]:

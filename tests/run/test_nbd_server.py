@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,39 @@ def test_a_reader_that_drips_is_cut_off_too(path: Path) -> None:
             slow.socket.recv(100)
             time.sleep(0.02)
             assert time.monotonic() - begin < 10
+
+
+def test_all_connections_together_hold_so_much_and_no_more(path: Path, late: LateExport) -> None:
+    late.held.add(0)
+    limits = Limits(total_bytes=16 * MIB)
+    with serving_unix(late, path, limits) as (_, _), ExitStack() as stack:
+        clients = [stack.enter_context(Client(path).go()) for _ in range(6)]
+        for cookie in range(3):
+            for client in clients:
+                client.request(wire.CMD_READ, cookie, cookie, 4 * MIB)
+        wait_until(lambda: late.waiting == 4)
+        time.sleep(0.2)
+        assert late.waiting == 4
+        late.held.clear()
+        for client in clients:  # everybody has a turn
+            answered = {client.reply()[0] for _ in range(3)}
+            assert answered == {0, 1, 2}
+
+
+def test_who_does_not_take_replies_goes_soon_when_others_need_the_memory(path: Path) -> None:
+    limits = Limits(total_bytes=8 * MIB, reply_seconds=60.0, crowded_reply_seconds=1.0)
+    with serving_unix(DISK, path, limits) as (one, _), ExitStack() as stack:
+        slow = [stack.enter_context(Client(path).go()) for _ in range(3)]
+        slow[0].request(wire.CMD_READ, 1, 0, 32 * MIB)
+        time.sleep(2.5)
+        assert one.server.connections == 3  # nobody needs it yet
+        for client in slow[1:]:
+            client.request(wire.CMD_READ, 1, 0, 32 * MIB)
+        with Client(path).go() as good:
+            begin = time.monotonic()
+            check_read(good, 4321, 100_000)
+            assert time.monotonic() - begin < 10
+            wait_until(lambda: one.server.connections == 1)
 
 
 @pytest.mark.parametrize("said", [b"", bytes(3), bytes([0, 0, 0, 3]) + b"IHAVE"])

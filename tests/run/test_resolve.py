@@ -326,6 +326,8 @@ def test_what_nobody_has_is_an_error_after_a_while_and_found_when_it_appears(
                 await until(lambda: lazy.resolver.status().missing_contents == 1)
                 (missing,) = lazy.resolver.status().missing
                 assert (missing.path, missing.size) == ("/usr/bin/tool", len(DATA[3]))
+                assert f"dir:{tree}" in missing.looked_in
+                assert f"store:{tmp_path / 'store'}" in missing.looked_in
                 (tree / "usr" / "bin").mkdir(parents=True)
                 (tree / "usr" / "bin" / "tool").write_bytes(DATA[3])
                 await until(lambda: lazy.resolver.status().missing_contents == 0)

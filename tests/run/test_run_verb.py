@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from fixtures.boot import guest_arguments
+from packer.cli.main import build_parser
 from packer.run.processes import is_alive
 from packer.run.vm import Vm, the_vm
 from packer.sources.store import Store
@@ -280,6 +281,14 @@ def test_what_makes_no_sense_is_refused_in_words(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert all(vm.running() is None for vm in vm_host.vms())
+
+
+def test_what_follows_two_hyphens_is_for_qemu_wherever_options_stand() -> None:
+    for words in (["demo", "--cpus", "1"], ["--cpus", "1", "demo"]):
+        options = build_parser().parse_args(["run", *words, "--", "-m", "64", "--", "--cpus"])
+        assert (options.vm, options.cpus) == ("demo", 1)
+        assert options.passed == ["-m", "64", "--", "--cpus"]
+    assert build_parser().parse_args(["inspect", "--", "-odd.raw"]).what == "-odd.raw"
 
 
 def test_a_pack_of_a_stranger_is_not_run(

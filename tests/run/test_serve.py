@@ -167,6 +167,7 @@ def test_what_cannot_be_had_is_an_error_of_that_read_and_is_named(
             status = control.status()
     assert status.missing_contents == len(status.missing) > 0
     assert all(missing.content.startswith("sha256:") for missing in status.missing)
+    assert all(f"dir:{tmp_path}/nothing" in missing.looked_in for missing in status.missing)
 
 
 def test_several_clients_read_at_once(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from packer.run.export import Export
+from packer.run.nbd.budget import Budget
 from packer.run.nbd.handshake import GREETING, MAX_OPTION_BYTES, Handshake, Step
 from packer.run.nbd.limits import Limits, ProtocolError
 from packer.run.nbd.replies import Piece
@@ -26,6 +27,8 @@ still in the processor's cache when the client takes it.
 
 TLS_GOODBYE_SECONDS = 5.0
 
+_TICK_SECONDS = 1.0
+
 _TURN = 64
 """So many requests are taken before other connections have their turn."""
 
@@ -38,7 +41,7 @@ class Connection(asyncio.BufferedProtocol):
 
     Bytes go from stage to stage: `_stage` takes what it can use from the beginning of the buffer
     and returns how many bytes that were, 0 when it needs more. `peers` are all connections of a
-    server, oldest first; this one enters and leaves them by itself.
+    server, oldest first; this one enters and leaves them by itself. budget: of all of them.
     """
 
     def __init__(
@@ -48,8 +51,11 @@ class Connection(asyncio.BufferedProtocol):
         connection: socket.socket,
         tls: ssl.SSLContext | None,
         peers: dict[Connection, None],
+        budget: Budget,
     ) -> None:
         self._limits = limits
+        self._budget = budget
+        self._unsent_bytes = 0
         self._socket: socket.socket | None = connection
         self._tls = tls
         self._peers = peers
@@ -117,21 +123,42 @@ class Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """Give the client its time to take what it was sent."""
         self._drained.clear()
-        seconds = self._limits.reply_seconds
-        self._reply_deadline = self._loop.call_later(seconds, self.abort)
+        self._watch_reply(self._loop.time())
+
+    def _watch_reply(self, since: float) -> None:
+        """Cut a client off that does not take its reply, the sooner if others need the memory."""
+        limits = self._limits
+        crowded = self._budget.is_crowded
+        seconds = limits.crowded_reply_seconds if crowded else limits.reply_seconds
+        if self._loop.time() - since >= min(seconds, limits.reply_seconds):
+            self.abort()
+            return
+        tick = min(_TICK_SECONDS, limits.reply_seconds / 4)
+        self._reply_deadline = self._loop.call_later(tick, self._watch_reply, since)
 
     def resume_writing(self) -> None:
         """Go on: the client has taken everything."""
-        if self._reply_deadline is not None:
-            self._reply_deadline.cancel()
+        self._let_go_of_reply()
         self._drained.set()
         self.proceed()
 
+    def _let_go_of_reply(self) -> None:
+        if self._reply_deadline is not None:
+            self._reply_deadline.cancel()
+        self._hold_unsent(0)
+
+    def _hold_unsent(self, count: int) -> None:
+        before, self._unsent_bytes = self._unsent_bytes, count
+        self._budget.hold(count)
+        self._budget.release(before)
+
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 # the same
         """Let go of everything."""
-        for handle in (self._handshake_deadline, self._reply_deadline, self._turn):
+        for handle in (self._handshake_deadline, self._turn):
             if handle is not None:
                 handle.cancel()
+        self._let_go_of_reply()
+        self._budget.leave(self.proceed)
         if self._transmission is not None:
             self._transmission.cancel()
         self._drained.set()
@@ -145,11 +172,13 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._socket is None:
             self._transport.writelines(pieces)
-            return
-        if not self._transport.get_write_buffer_size():
-            pieces = _send_now(self._socket, pieces)
-        for piece in pieces:  # `writelines` copies more, or does not pause us (cpython 127655)
-            self._transport.write(piece)
+        else:
+            if not self._transport.get_write_buffer_size():
+                pieces = _send_now(self._socket, pieces)
+            for piece in pieces:  # `writelines` copies more, or does not pause us (cpython 127655)
+                self._transport.write(piece)
+        if not self._drained.is_set():
+            self._hold_unsent(self._transport.get_write_buffer_size())
 
     async def drained(self) -> None:
         """Return once the client has taken what was sent before."""
@@ -193,7 +222,12 @@ class Connection(asyncio.BufferedProtocol):
     def _has_room(self) -> bool:
         if self._transport.is_closing() or not self._drained.is_set():
             return False
-        return self._transmission is None or self._transmission.has_room
+        if self._transmission is None:
+            return True
+        if not self._transmission.has_room:
+            return False
+        asks = self._stage == self._take_request and self._available() >= wire.REQUEST.size
+        return not asks or self._budget.has_room(self.proceed)  # who asks nothing is in no line
 
     # The stages.
 
@@ -227,7 +261,7 @@ class Connection(asyncio.BufferedProtocol):
             assert terms is not None
             assert self._handshake_deadline is not None
             self._handshake_deadline.cancel()
-            self._transmission = Transmission(terms, self._limits, self)
+            self._transmission = Transmission(terms, self._limits, self._budget, self)
             self._stage = self._take_request
         elif step is Step.TLS:
             self._upgrade = self._loop.create_task(self._start_tls())

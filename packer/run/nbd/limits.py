@@ -22,10 +22,18 @@ class Limits:
     reply_seconds: float = 120.0
     """Until a client has taken what was written, a reply of 32 MiB at the most."""
 
+    crowded_reply_seconds: float = 10.0
+    """The same while others wait for `total_bytes`."""
+
     requests: int = 64
     """Of one connection at once; further ones wait in the socket."""
 
     read_bytes: int = 32 << 20
     """No further request is taken while a connection waits for as much; so it can hold at most
     this and one request more.
+    """
+
+    total_bytes: int = 256 << 20
+    """The same for all connections of a server together: replies that are waited for, or that
+    clients have not taken yet.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
@@ -12,10 +13,13 @@ from pathlib import Path
 
 from packer.errors import Error, UsageError
 from packer.run.export import Export
+from packer.run.nbd.budget import Budget
 from packer.run.nbd.connection import SEND_BUFFER_BYTES, Connection
 from packer.run.nbd.limits import Limits
 from packer.run.nbd.unix_socket import UnixListener
 from packer.transport.http_server import tls_context
+
+_log = logging.getLogger(__name__)
 
 BACKLOG = 128
 GOODBYE_SECONDS = 2.0
@@ -42,6 +46,7 @@ class NbdServer:
     def __init__(self, exports: Mapping[str, Export], limits: Limits | None = None) -> None:
         self._exports = exports
         self._limits = limits or Limits()
+        self._budget = Budget(self._limits.total_bytes)
         self._connections: dict[Connection, None] = {}
         self._unix: list[UnixListener] = []
         self._listeners: list[socket.socket] = []
@@ -123,12 +128,17 @@ class NbdServer:
             if not self._make_room():
                 connection.close()
                 continue
-            with suppress(OSError):  # gone already
+            try:
                 await self._welcome(connection, tls)
+            except OSError:
+                pass  # gone already
+            except Exception:  # whatever is wrong with one, the next ones are taken
+                _log.exception("unexpected")
 
     async def _welcome(self, connection: socket.socket, tls: ssl.SSLContext | None) -> None:
         def protocol() -> Connection:
-            return Connection(self._exports, self._limits, connection, tls, self._connections)
+            peers, budget = self._connections, self._budget
+            return Connection(self._exports, self._limits, connection, tls, peers, budget)
 
         try:
             _prepare(connection)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from packer.errors import Error
 from packer.run.export import Part
 from packer.run.nbd import replies
+from packer.run.nbd.budget import Budget
 from packer.run.nbd.handshake import Terms
 from packer.run.nbd.limits import Limits, ProtocolError
 from packer.run.nbd.replies import Piece
@@ -62,10 +63,11 @@ class Request:
 class Transmission:
     """Answers requests with the bytes of an export. See `Limits` for how many at once."""
 
-    def __init__(self, terms: Terms, limits: Limits, output: Output) -> None:
+    def __init__(self, terms: Terms, limits: Limits, budget: Budget, output: Output) -> None:
         self._export = terms.export
         self._terms = terms
         self._limits = limits
+        self._budget = budget
         self._output = output
         self._tasks: set[asyncio.Task[None]] = set()
         self._held_bytes = 0
@@ -154,11 +156,13 @@ class Transmission:
 
     def _start(self, request: Request, answer: Coroutine[Any, Any, None]) -> None:
         self._held_bytes += request.length
+        self._budget.hold(request.length)
         task = asyncio.get_running_loop().create_task(answer)
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             self._held_bytes -= request.length
+            self._budget.release(request.length)
             self._tasks.discard(task)
             if not task.cancelled() and (bug := task.exception()):
                 self._output.abort()  # a request without a reply would never end

@@ -49,16 +49,22 @@ class BootFiles:
         if size > max_bytes:
             raise InputError(f"{path}: expected at most {max_bytes:,} bytes, found {size:,}")
         pieces = self._pieces[path]
+        self._check_parts(path, size)
         contents = self._read_contents([row for _, row in pieces], advance)
         data = bytearray(size)  # what lies in no content is a hole
         for offset, row in pieces:
-            content = contents[row]
-            if offset + len(content) > size:
-                raise InputError(
-                    f"{path}: of {size:,} bytes, a part ends at {offset + len(content):,}"
-                )
-            data[offset : offset + len(content)] = content
+            data[offset : offset + len(contents[row])] = contents[row]
         return bytes(data)
+
+    def _check_parts(self, path: str, size: int) -> None:
+        """Raise InputError for parts that are more than their file, before any is read."""
+        length = self._pack.map.contents.size
+        for offset, row in self._pieces[path]:
+            if (end := offset + int(length[row])) > size:
+                raise InputError(f"{path}: of {size:,} bytes, a part ends at {end:,}")
+        total = sum(int(length[row]) for row in {row for _, row in self._pieces[path]})
+        if total > size:
+            raise InputError(f"{path}: of {size:,} bytes, its parts have {total:,}")
 
     def _read_contents(self, wanted: Sequence[int], advance: Advance) -> dict[int, bytearray]:
         """Return contents by row, each piece proven. Raises MissingError."""

@@ -27,8 +27,8 @@ from packer.run.netboot.script import (
 from packer.run.netboot.tftp import TftpServer
 from packer.transport.http_server import HttpServer
 
-MAX_FILE_BYTES = 1 << 30
-"""Of a kernel or an initramfs; they are held in memory."""
+MAX_BYTES = 1 << 30
+"""Of a kernel with its initramfs archives; they are held in memory."""
 
 MAX_LOADER_BYTES = 16 << 20
 
@@ -48,20 +48,29 @@ class NetworkBoot:
 
 
 def network_boot(
-    pack: OpenedPack, entry: str | None = None, progress: Progress | None = None
+    pack: OpenedPack,
+    entry: str | None = None,
+    progress: Progress | None = None,
+    *,
+    max_bytes: int = MAX_BYTES,
 ) -> NetworkBoot:
     """Return what starts a pack's guest over the network, read from the pack and proven.
 
     entry: the number or title of a line of its boot menu; None: the first. Raises InputError when
-    the pack has none, UsageError when it has no such line.
+    the pack has none, or its files have more than `max_bytes`; UsageError when it has no such line.
     """
     files = BootFiles(pack)
     start = choose(find_starts(files), entry)
     names = {KERNEL: start.kernel}
     names |= {initrd_name(number): path for number, path in enumerate(start.initrds)}
     total = sum(map(files.size, names.values()))
+    if total > max_bytes:
+        raise InputError(
+            f"{start.title}: expected a kernel and archives of at most {max_bytes:,} bytes, "
+            f"found {total:,}"
+        )
     with (progress or Silent()).stage("reading kernel and initramfs", total) as advance:
-        found = {name: files.read(path, MAX_FILE_BYTES, advance) for name, path in names.items()}
+        found = {name: files.read(path, max_bytes, advance) for name, path in names.items()}
     return NetworkBoot(f"{pack.config.ref_name} {start.title}", start, found)
 
 

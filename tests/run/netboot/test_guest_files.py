@@ -10,6 +10,7 @@ import pytest
 from packer.artifact.contents import Class
 from packer.errors import InputError, MissingError
 from packer.run.netboot.guest_files import BootFiles
+from packer.run.netboot.service import network_boot
 from packer.sources.open import open_pack
 from tests.round_trip.packs import Packed
 
@@ -63,3 +64,28 @@ def test_hints_that_lie_about_a_file_are_refused(
         hints.file_offset[boot] = 90
         with pytest.raises(InputError, match="a part ends at"):
             BootFiles(pack).read("/boot/vmlinuz", 1 << 30)
+
+
+@pytest.mark.guest
+def test_parts_that_are_more_than_their_file_are_not_read(busybox: Packed) -> None:
+    with open_pack(str(busybox.thin)) as pack:
+        hints = pack.hints
+        boot = pack.map.contents.classes[hints.content] == Class.BOOT
+        for place in boot.nonzero()[0].tolist():  # all of them over each other, in one file
+            hints.path[place] = "/boot/vmlinuz"
+        hints.file_size[boot] = pack.map.contents.size[hints.content[boot]].max()
+        hints.file_offset[boot] = 0
+        read = list[int]()
+        with pytest.raises(InputError, match="its parts have"):
+            BootFiles(pack).read("/boot/vmlinuz", 1 << 30, read.append)
+        assert not read
+
+
+@pytest.mark.guest
+def test_what_is_started_is_bounded_in_all(busybox: Packed) -> None:
+    with open_pack(str(busybox.thin)) as pack:
+        boot = network_boot(pack)
+        total = sum(map(len, boot.files.values()))
+        assert network_boot(pack, max_bytes=total).files == boot.files
+        with pytest.raises(InputError, match=f"at most {total - 1:,} bytes, found {total:,}"):
+            network_boot(pack, max_bytes=total - 1)
