@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from packer.artifact.layout.open import create_layout
     from packer.artifact.opened import OpenedPack
     from packer.artifact.want import WantReport, write_want
+    from packer.density.adopt import AdoptOptions, AdoptReport, adopt
     from packer.density.compact import CompactReport, compact
     from packer.density.dedupe import DedupeReport, dedupe
+    from packer.density.forecast import Forecast, forecast
     from packer.errors import (
         Error,
         InputError,
@@ -92,8 +94,10 @@ _HOMES = {
     "packer.artifact.layout.open": ("create_layout",),
     "packer.artifact.opened": ("OpenedPack",),
     "packer.artifact.want": ("WantReport", "write_want"),
+    "packer.density.adopt": ("AdoptOptions", "AdoptReport", "adopt"),
     "packer.density.compact": ("CompactReport", "compact"),
     "packer.density.dedupe": ("DedupeReport", "dedupe"),
+    "packer.density.forecast": ("Forecast", "forecast"),
     "packer.errors": (
         "Error",
         "InUseError",
@@ -156,6 +160,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AdoptOptions",
+    "AdoptReport",
     "Against",
     "Bench",
     "Beside",
@@ -177,6 +183,7 @@ __all__ = [
     "Extra",
     "FillReport",
     "Fit",
+    "Forecast",
     "Goal",
     "Held",
     "Hello",
@@ -227,6 +234,7 @@ __all__ = [
     "WantReport",
     "Wishes",
     "WriteReport",
+    "adopt",
     "all_vms",
     "bench",
     "boot_device",
@@ -246,6 +254,7 @@ __all__ = [
     "dry_run",
     "ensure_server",
     "fill_list",
+    "forecast",
     "identify",
     "inspect_image",
     "inspect_pack",

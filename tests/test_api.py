@@ -42,6 +42,7 @@ FUNCTIONS = {
     "detach": ["detach", "the_vm"],
     "dedupe": ["dedupe"],
     "compact": ["compact"],
+    "adopt": ["adopt", "forecast", "load_private"],
     "commit": ["commit", "commit_in_place", "the_vm"],
     "profile": ["profile"],
     "test": ["bench"],

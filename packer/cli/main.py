@@ -39,6 +39,7 @@ VERBS = (
     "inventory",
     "dedupe",
     "compact",
+    "adopt",
     "run",
     "ps",
     "stop",

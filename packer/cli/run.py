@@ -119,9 +119,8 @@ def run(options: argparse.Namespace) -> int:
 def _detach(vm: Vm) -> None:
     """Detach a VM, or finish what a process beside its console has begun."""
     report = detach(vm, jobs=load_settings().jobs, progress=for_terminal(quiet=False))
-    if not report.was:
-        note_complaints(report.supplied)
-        note(f"{vm.name} is detached from its pack")
+    note_complaints(report.supplied)
+    note(f"{vm.name} is detached from its pack")
 
 
 def _vm(options: argparse.Namespace) -> tuple[Vm, Verdict | None]:
@@ -150,7 +149,13 @@ def _vm(options: argparse.Namespace) -> tuple[Vm, Verdict | None]:
             bool(options.complete),
         )
         if not another:
-            known = known_vm(pack, served, name=options.name, state=options.state)
+            known = known_vm(
+                pack,
+                served,
+                name=options.name,
+                state=options.state,
+                usual=load_settings().sources,
+            )
             if known is not None:
                 return _as_wished(known, options), verdict
         made = create_vm(

@@ -134,6 +134,8 @@ def _replaceable(vm: Vm, base: OpenedPack) -> str:
     if base.layout.remote:
         raise UsageError(f"{location}: a pack behind an address is not replaced", hint=instead)
     path = Path(location)
+    if path.parent == vm.folder:  # what others have is in the store alone, and would not be new
+        raise UsageError(f"{path}: the pack of an adopted disk is not replaced", hint=instead)
     if path.is_file() and is_iso(path):
         raise UsageError(f"{path}: an ISO image is not changed in place", hint=instead)
     if _packs_in(base.layout) > 1:

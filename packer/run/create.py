@@ -18,7 +18,7 @@ from packer.run.accelerator import Accelerator
 from packer.run.ensure import address_of
 from packer.run.firmware import find_uefi
 from packer.run.hardware import USUAL_CPUS, choose_hardware, usual_memory_mib
-from packer.run.spec import ServerSpec, nbd_uri, server_spec
+from packer.run.spec import ServerSpec, absolute_source, nbd_uri, server_spec
 from packer.run.vm import (
     MAX_VM_NAME,
     Record,
@@ -28,6 +28,7 @@ from packer.run.vm import (
     new_mac,
     prepare_folder,
     publish,
+    remove_folder,
 )
 from packer.sources.store import Store
 
@@ -70,11 +71,13 @@ def create_vm(
     state: Path | None = None,
     another: bool = False,
     ephemeral: bool = False,
+    folder: Path | None = None,
 ) -> Vm:
     """Return a new VM of a pack whose use was decided.
 
     name: the pack's if none is given. state: folder for its private area, instead of vmpack's own.
     another: whether NAME-2 will do where the name is taken. ephemeral: it is removed when it ends.
+    folder: of `prepare_folder`, with what else is its own; it is gone if the VM is not made.
     Its contents are leased in the store for as long as it exists. Raises Error, InUseError when
     the name is taken.
     """
@@ -100,7 +103,7 @@ def create_vm(
         ephemeral=ephemeral,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    folder = prepare_folder(state)
+    folder = folder or prepare_folder(state)
     try:
         made = Vm(folder, record)
         qemu.make_overlay(made.overlay, record.disk_bytes, nbd_uri(address_of(spec).nbd))
@@ -110,16 +113,27 @@ def create_vm(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    served.store.leases.lease(vm.lease, pack.map.contents.digest)
+    try:
+        served.store.leases.lease(vm.lease, pack.map.contents.digest)
+    except BaseException:
+        remove_folder(vm.folder)
+        raise
     return vm
 
 
 def known_vm(
-    pack: OpenedPack, served: DiskOrigin, *, name: str | None = None, state: Path | None = None
+    pack: OpenedPack,
+    served: DiskOrigin,
+    *,
+    name: str | None = None,
+    state: Path | None = None,
+    usual: Sequence[str] = (),
 ) -> Vm | None:
     """Return the VM of that name, if there is one, told where its pack and its sources are now.
 
-    It may have been carried here from another host. Raises InUseError when it is of another pack.
+    It may have been carried here from another host, which its store tells: what it had for sources
+    there means nothing then. usual: the sources of such a VM, when `served` names none. Raises
+    InUseError when it is of another pack.
     """
     vm = find_vm(check_name(name or pack.config.name[:MAX_VM_NAME]), state)
     if vm is None:
@@ -135,7 +149,11 @@ def known_vm(
         return vm
     if vm.base is None:
         served.store.leases.lease(vm.lease, pack.map.contents.digest)
-    sources = {} if not served.sources else {"sources": spec.sources}
+    sources: dict[str, object] = {}
+    if served.sources:
+        sources = {"sources": spec.sources}
+    elif vm.record.store != spec.store:
+        sources = {"sources": tuple(absolute_source(one) for one in usual)}
     return vm.changed(pack=spec.pack, store=spec.store, **sources)
 
 

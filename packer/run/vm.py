@@ -5,6 +5,8 @@
                    overlay.qcow2   what it wrote
                    variables.fd    of UEFI firmware
                    base.raw        the disk below the overlay, once the VM was detached
+                   guest.vmpack    its own pack, and
+                   adopted.json    which disk it was, if it was made of a disk of this host
                    running.json    its QEMU, while there is one
                    console.log     what it said on its serial console
                    qemu.log        what QEMU said
@@ -42,6 +44,7 @@ SCHEMA = 1
 MAX_RECORD_BYTES = 1 << 20
 VMS = "vms"
 BASE_FILE: Literal["base.raw"] = "base.raw"
+OWN_PACK = "guest.vmpack"
 RUNTIME_KEY_DIGITS = 16
 MAC_PREFIX = "52:54:00"
 """Of QEMU and KVM; locally administered, so that no card in the world has it."""

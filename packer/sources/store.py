@@ -348,6 +348,15 @@ class Store:
         digests = tuple(one.digest for one in free)
         return Removed(digests, gone, left_over, len(objects) - len(free), total - gone)
 
+    def take_back(self, digests: Iterable[bytes]) -> None:
+        """Remove objects that were put in vain, but for those that somebody leases."""
+        with store_errors(self.folder), locked(self.folder, fcntl.LOCK_EX):
+            leases = self.leases.leased()
+            kept = {one.tobytes() for table in leases.values() for one in table}
+            for digest in digests:
+                if digest not in kept:
+                    self._remove(digest)
+
     # -- below -----------------------------------------------------------------------------------
 
     def _remove(self, digest: bytes) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import pytest
 
 from packer.errors import Error
 from packer.run.link import SOCKET
-from packer.run.processes import is_alive
+from packer.run.processes import identify, is_alive
 from packer.run.session import RunningVm, ask, start_vm, stop_vm
 from packer.run.vm import Vm
 from tests.round_trip.packs import Packed
@@ -24,7 +26,6 @@ from tests.run.vms import (
     START_S,
     VmHost,
     boot_to,
-    end_server,
     job_file,
     kill,
     reports,
@@ -172,6 +173,23 @@ def test_a_vm_whose_supervisor_is_dead_can_be_stopped(started: tuple[Vm, Running
 def test_a_supervisor_that_is_told_to_end_shuts_the_guest_down_first(
     started: tuple[Vm, RunningVm],
 ) -> None:
+    """SIGTERM, as when a host shuts down; somebody who has no time pulls the plug meanwhile."""
+    vm, running = started
+    supervisor = supervisor_of(vm)
+    assert supervisor is not None
+    os.kill(supervisor, signal.SIGTERM)
+    wait_until(lambda: (now := ask(vm)) is not None and now.state == "stopping")
+    assert vm.running() is not None
+    assert stop_vm(vm, 0.0).how == "stopped"
+    ended = running.wait_end(END_S)
+    assert ended is not None
+    assert ended.how == "stopped"
+    wait_until(lambda: identify(supervisor) is None)
+
+
+def test_everybody_hears_how_a_guest_ends_that_ignores_its_power_button(
+    started: tuple[Vm, RunningVm],
+) -> None:
     vm, running = started
     with RunningVm(vm) as another:
         assert another.wait_until_started(START_S)
@@ -245,9 +263,3 @@ def test_a_guest_waits_for_room_on_the_host(
     finally:
         vm_host.end()
         subprocess.run(["umount", "--lazy", state], check=True)
-
-
-def test_the_server_ends_when_nobody_needs_it(started: tuple[Vm, RunningVm]) -> None:
-    vm, running = started
-    assert running.stop(0.0) is not None
-    end_server(vm)
