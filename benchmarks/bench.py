@@ -19,13 +19,13 @@ FREE_SECONDS = 3
 
 
 class Bench:
-    """One guest, one working folder, rows that collect."""
+    """One guest, one working folder, rows that collect. folder: another name for that folder."""
 
-    def __init__(self, name: str, *, slow: bool) -> None:
+    def __init__(self, name: str, *, slow: bool, folder: str = "") -> None:
         self.name = name
         self.slow = slow
         self.image = build(name)
-        self.work = (FOLDER / name).absolute()
+        self.work = (FOLDER / (folder or name)).absolute()
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
         os.environ["VMPACK_HOME"] = str(self.work / "home")

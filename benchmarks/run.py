@@ -44,13 +44,14 @@ def main() -> int:
         measure_packing(bench)
         measure_rebuild(bench)
         measure_finding(bench)
-        _write(name, f"{name}, {_machine()}", bench.rows)
+        write_table(name, f"{name}, {machine()}", bench.rows)
     if options.scale:
-        _write("scale", f"scale, {_machine()}", measure_scale(FOLDER / "scale"))
+        write_table("scale", f"scale, {machine()}", measure_scale(FOLDER / "scale"))
     return 0
 
 
-def _write(name: str, title: str, rows: list[Row]) -> None:
+def write_table(name: str, title: str, rows: list[Row]) -> None:
+    """Write a table as Markdown and as JSON, and show it."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.md").write_text(as_markdown(title, rows))
     (FOLDER / f"{name}.json").write_text(
@@ -59,7 +60,8 @@ def _write(name: str, title: str, rows: list[Row]) -> None:
     print(f"\n{as_markdown(title, rows)}\nwritten to {FOLDER}/{name}.md and .json")
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Return what the figures depend on, in words."""
     zstd = subprocess.run(["zstd", "--version"], capture_output=True, text=True, check=True)
     version = zstd.stdout.split(",")[0].split()[-1]
     return f"{os.cpu_count()} cores, zstd {version}"

@@ -11,6 +11,7 @@ from packer.cli.profile import add_timeout, marker, served_of, trial_as_json
 from packer.cli.rebuild import add_origins
 from packer.cli.run import add_wishes, wishes_of
 from packer.errors import Error
+from packer.progress import note
 from packer.run.trial import Goal, GoalMissedError, Trial, bench
 from packer.sources.open import open_pack
 from packer.text import format_bytes, format_table, printable
@@ -54,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
             wishes_of(options),
             tuple(options.passed),
             directory=str(Path.cwd()),
+            told=note,
         ) as watched:
             trial = watched.boot(goal)
         name = pack.config.ref_name

@@ -21,7 +21,7 @@ from packer.artifact.opened import OpenedPack
 from packer.density.original import Original
 from packer.density.prove import prove
 from packer.density.staged import durable, staged, taken_bytes
-from packer.density.stock import forget_pages, lacking, put_contents
+from packer.density.stock import forget_file, forget_pages, lacking, put_contents
 from packer.errors import Error, InUseError
 from packer.pack.pack import PackOptions, pack
 from packer.progress import Progress, Silent
@@ -142,6 +142,7 @@ def _make(
     store, own = options.store, folder / OWN_PACK
     wanted = PackOptions(options.pack_name, thin=True, backing=options.backing, jobs=options.jobs)
     pack(original.real, own, wanted, keys, progress)
+    forget_file(own)
     original.note_in(folder)
     with (
         open_pack(str(own)) as made,
@@ -198,8 +199,10 @@ def _stock_and_prove(
         wanted = lacking(store, Wanted(contents, left_out, lambda: made.hints), progress)
         put_contents(store, disk, made.map, wanted, added, progress)
     stored = forget_pages(store, contents, wanted.rows)
-    prove(made, store, disk.source, str(original.path), progress)
-    disk.check_unchanged()
+    try:
+        prove(made, store, disk.source, str(original.path), progress)
+    finally:  # who has changed it has made it differ, too
+        disk.check_unchanged()
     original.demand_unchanged()
     return stored
 

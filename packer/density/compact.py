@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from formats.ranges import Ranges, empty_ranges, intersect, subtract, total, union
-from packer.density.discard import BATCH_RANGES, discard, refuse_unsound
+from packer.density.discard import BATCH_RANGES, MAX_RANGE_BYTES, discard, refuse_unsound
 from packer.errors import InputError, InUseError, UsageError
 from packer.guest.droppable import CURE_FOR_DIRTY, CURE_FOR_WINDOWS
 from packer.guest.judge import judge
@@ -25,9 +26,10 @@ from packer.pack.cut import cut
 from packer.progress import Advance, Progress, Silent
 from packer.punch import punch_hole
 from packer.sources.memory import stamp_of
-from packer.survey.disk import Disk, open_disk
+from packer.survey.disk import Disk, OverlayError, open_disk
 from packer.survey.examine import ChildExaminer
 from packer.survey.in_use import (
+    kept_from_everybody,
     kept_from_qemu,
     refuse_if_in_use,
     refuse_if_replaced_under_somebody,
@@ -99,23 +101,17 @@ def compact(
     real = _real(named)
     refuse_if_replaced_under_somebody(real)
     _refuse_overlays(named)
-    with kept_from_qemu(real):
-        with open_disk(real) as disk:
-            _refuse_container(named, disk)
-            stamp = stamp_of(real.stat())
-            holes = _judged(named, disk, progress)
-            disk.check_unchanged()
-        before = real.stat().st_blocks * _SECTOR_BYTES
-        given = tuple((what, total(ranges)) for what, ranges in holes.parts)
-        after = before - sum(size for _, size in given)
-        if not dry_run and holes.container == "raw":
-            with progress.stage("giving back", total(holes.ranges)) as advance:
-                _punch(named, real, stamp, holes.ranges, advance)
+    with kept_from_qemu(real), _opened(named, real) as disk:
+        _refuse_container(named, disk)
+        status = os.fstat(disk.fds[0])
+        holes = _judged(named, disk, progress)
+        disk.check_unchanged()
+    before = status.st_blocks * _SECTOR_BYTES
+    given = tuple((what, total(ranges)) for what, ranges in holes.parts)
+    after = before - sum(size for _, size in given)
     if not dry_run:
-        if holes.container == "qcow2":
-            with progress.stage("giving back", total(holes.ranges)) as advance:
-                _discard(named, real, stamp, holes.ranges, advance)
-        after = real.stat().st_blocks * _SECTOR_BYTES
+        with progress.stage("giving back", total(holes.ranges)) as advance:
+            after = _give_back(named, real, stamp_of(status), holes, advance)
     return CompactReport(
         named,
         holes.container,
@@ -144,6 +140,17 @@ def _real(path: Path) -> Path:
     return real
 
 
+def _opened(path: Path, real: Path) -> Disk:
+    try:
+        return open_disk(real)
+    except OverlayError as error:
+        raise InputError(
+            f"{path} is an overlay: what it may give back depends on the file it lies on",
+            hint="commit it (qemu-img commit) and compact that file, or make one file of both "
+            "(qemu-img convert) and compact the result",
+        ) from error
+
+
 def _refuse_overlays(path: Path) -> None:
     """Raise InUseError if an overlay beside a disk stands on it, or may: what the disk's own file
     system calls free may be in use in there.
@@ -169,7 +176,7 @@ def _refuse_container(path: Path, disk: Disk) -> None:
             hint="qemu-img convert -O qcow2 writes a new one without what was compacted away",
         )
     if disk.container == "qcow2":
-        refuse_unsound(disk.files[0])
+        refuse_unsound(path, disk.fds[0])
 
 
 def _judged(path: Path, disk: Disk, progress: Progress) -> _Holes:
@@ -241,54 +248,63 @@ def _inward(ranges: Ranges, unit: int, size: int) -> Ranges:
     return inside[low < high]
 
 
+def _give_back(path: Path, real: Path, stamp: _Stamp, holes: _Holes, advance: Advance) -> int:
+    """Give back what can go, in batches, before each of which it is made sure that nobody uses the
+    disk and that it is as it was judged. Return what the file takes then.
+
+    Raises InUseError, InputError.
+    """
+    deed = _punch if holes.container == "raw" else discard
+    for batch in _batches(holes.ranges):
+        # Before the file is opened: who has it open to write, if only we, counts as using it.
+        refuse_if_in_use([real])
+        with _as_judged(path, real, stamp) as fd:
+            deed(path, fd, batch)
+            stamp = stamp_of(os.fstat(fd))
+        advance(sum(end - start for start, end in batch))
+    return real.stat().st_blocks * _SECTOR_BYTES
+
+
 def _batches(ranges: Ranges) -> Iterator[list[tuple[int, int]]]:
-    for first in range(0, len(ranges), BATCH_RANGES):
-        yield [(start, end) for start, end in ranges[first : first + BATCH_RANGES].tolist()]
+    pieces = [
+        (low, min(end, low + MAX_RANGE_BYTES))
+        for start, end in ranges.tolist()
+        for low in range(start, end, MAX_RANGE_BYTES)
+    ]
+    for first in range(0, len(pieces), BATCH_RANGES):
+        yield pieces[first : first + BATCH_RANGES]
 
 
-def _check_still_ours(path: Path, real: Path, stamp: _Stamp) -> None:
-    """Raise InUseError unless nobody uses the disk and it is as it was judged."""
-    refuse_if_in_use([real])
-    if stamp_of(real.stat()) != stamp:
-        raise InUseError(
-            f"{path} was changed meanwhile",
-            hint="shut the guest down, make sure that nothing writes to the disk, and start again",
-        )
-
-
-def _punch(path: Path, real: Path, stamp: _Stamp, ranges: Ranges, advance: Advance) -> None:
-    """Make the ranges holes of the file. Raises InUseError, InputError."""
-    for batch in _batches(ranges):
-        # Opened anew for each batch: who has it open to write, if only we, counts as using it.
-        _check_still_ours(path, real, stamp)
-        stamp = _punch_batch(path, real, batch, advance)
-
-
-def _punch_batch(path: Path, real: Path, batch: list[tuple[int, int]], advance: Advance) -> _Stamp:
+@contextmanager
+def _as_judged(path: Path, real: Path, stamp: _Stamp) -> Iterator[int]:
+    """Open the file to write, if it is still the one that was judged, unchanged."""
     try:
         fd = os.open(real, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     try:
-        end_of_file = os.fstat(fd).st_size
-        for start, end in batch:
-            if not punch_hole(fd, start, min(end, end_of_file)):
-                raise InputError(
-                    f"{path}: its file system cannot make holes in files",
-                    hint="qemu-img convert writes a copy without what is zero",
-                )
-            advance(end - start)
-        return stamp_of(os.fstat(fd))
-    except OSError as error:
-        raise InputError(f"{path}: no hole can be made: {error.strerror}") from error
+        if stamp_of(os.fstat(fd)) != stamp:
+            raise InUseError(
+                f"{path} was changed meanwhile",
+                hint="shut the guest down, make sure that nothing writes to the disk, and start "
+                "again",
+            )
+        yield fd
     finally:
         os.close(fd)
 
 
-def _discard(path: Path, real: Path, stamp: _Stamp, ranges: Ranges, advance: Advance) -> None:
-    """Discard the ranges through QEMU, which locks the image. Raises InUseError, InputError."""
-    for batch in _batches(ranges):
-        _check_still_ours(path, real, stamp)
-        discard(real, batch)
-        stamp = stamp_of(real.stat())
-        advance(sum(end - start for start, end in batch))
+def _punch(path: Path, fd: int, batch: list[tuple[int, int]]) -> None:
+    """Make the ranges holes of the file; nobody opens it meanwhile."""
+    end_of_file = os.fstat(fd).st_size
+    with kept_from_everybody(path, fd):
+        for start, end in batch:
+            try:
+                punched = punch_hole(fd, start, min(end, end_of_file))
+            except OSError as error:
+                raise InputError(f"{path}: no hole can be made: {error.strerror}") from error
+            if not punched:
+                raise InputError(
+                    f"{path}: its file system cannot make holes in files",
+                    hint="qemu-img convert writes a copy without what is zero",
+                )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,16 +101,18 @@ def dedupe(
             raise InputError(f"a disk cannot be read any more: {error}") from error
         if not dry_run:
             settled.remember(
-                stamp
-                for stamp, member in zip(stamps, members, strict=True)
-                if stamp == member.stamp()
+                stamps[number]
+                for number in sorted(job.compared)
+                if stamps[number] == members[number].stamp()
             )
         return job.report()
 
 
 @dataclass(slots=True)
 class _Job:
-    """One run; the counts grow."""
+    """One run; the counts grow. compared: numbers of the members that were read, and of which the
+    kernel refused nothing.
+    """
 
     members: list[Member]
     known: NDArray[np.bool_]
@@ -122,6 +124,7 @@ class _Job:
     shared: Column = field(init=False)
     differing: int = 0
     notes: list[str] = field(default_factory=list)
+    compared: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.gained = np.zeros(len(self.members), dtype=np.int64)
@@ -136,6 +139,7 @@ class _Job:
             self._note_btrfs(self.members[island[0]])
             readable = [number for number in island if number in found]
             units = join([found[number] for number in readable], disks=readable)
+            self.compared.update(readable)
             self._share(units, self.members[island[0]].block)
 
     def report(self, *, unchanged: bool = False) -> DedupeReport:
@@ -155,6 +159,11 @@ class _Job:
             ThreadPoolExecutor(self.jobs) as pool,
         ):
             looks = [pool.submit(look_at, member, names) for member in self.members]
+            try:
+                wait(looks)
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         errors = [look.exception() for look in looks]
         for error in errors:
             if error is not None and (not isinstance(error, InputError) or all(errors)):
@@ -246,5 +255,6 @@ class _Job:
         if count:
             self.gained += done.gained
         for number in done.refused:
+            self.compared.clear()  # another time it may not
             self.notes.append(f"the kernel refused to share some blocks: {os.strerror(number)}")
         return ~np.isin(targets, done.unequal)

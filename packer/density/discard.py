@@ -1,6 +1,7 @@
 """Discarding ranges of a qcow2 image through QEMU, which keeps its books.
 
-Whole clusters only: QEMU ignores what it is told of parts.
+Whole clusters only: QEMU ignores what it is told of parts. It gets an open file, not a name, so
+that it changes the file that was judged and no other that has taken its name since.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from packer.errors import Error, InputError
 from packer.survey.child import bare_environment, clean_text
 
 BATCH_RANGES = 512
-"""Ranges that one QEMU is told: its command line holds them."""
+"""Ranges that one QEMU is told, and those of MAX_RANGE_BYTES: its command line holds them."""
 
 MAX_RANGE_BYTES = 1 << 30
 """QEMU takes requests below 2 GiB."""
@@ -26,29 +27,30 @@ _SOUND = (0, 3)
 _SECONDS = 600
 
 
-def refuse_unsound(path: Path) -> None:
+def refuse_unsound(path: Path, fd: int) -> None:
     """Raise InputError for a qcow2 image whose books are wrong: QEMU would give away what is used.
 
-    path: of an image that was opened before (packer.survey.disk), which names no other file.
+    path: what it is called in an error. fd: of an image that was read before
+    (packer.survey.disk), which names no other file.
     """
-    _run("qemu-img", "check", "-q", _image(path), codes=_SOUND)
+    _run("qemu-img", ["check", "-q"], path, fd, _SOUND)
 
 
-def discard(path: Path, ranges: Sequence[tuple[int, int]]) -> None:
-    """Discard ranges [start, end) of the disk, whole clusters, at most BATCH_RANGES.
+def discard(path: Path, fd: int, ranges: Sequence[tuple[int, int]]) -> None:
+    """Discard ranges [start, end) of the disk: whole clusters, at most BATCH_RANGES of at most
+    MAX_RANGE_BYTES. path, fd: see above.
 
     QEMU locks the image meanwhile. Raises InputError when it will not, or finds it in use.
     """
     commands = [
-        word
-        for start, end in ranges
-        for low in range(start, end, MAX_RANGE_BYTES)
-        for word in ("-c", f"discard -q {low} {min(end - low, MAX_RANGE_BYTES)}")
+        word for start, end in ranges for word in ("-c", f"discard -q {start} {end - start}")
     ]
-    _run("qemu-io", *commands, _image(path), codes=(0,))
+    _run("qemu-io", commands, path, fd, (0,))
 
 
-def _run(program: str, *arguments: str, codes: tuple[int, ...]) -> bytes:
+def _run(
+    program: str, arguments: Sequence[str], path: Path, fd: int, codes: tuple[int, ...]
+) -> None:
     found = shutil.which(program)
     if found is None:
         raise InputError(
@@ -58,30 +60,36 @@ def _run(program: str, *arguments: str, codes: tuple[int, ...]) -> bytes:
     try:
         # In a session of its own: an interrupt from the terminal would stop it half way.
         done = subprocess.run(
-            [found, *arguments],
+            [found, *arguments, _image(fd)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS,
             env=bare_environment(),
             start_new_session=True,
+            pass_fds=(fd,),
             check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise Error(f"{program} did not end within {_SECONDS} seconds") from error
     if done.returncode not in codes:
-        words = (done.stderr + b" " + done.stdout).decode("utf-8", "replace").split()
+        said = (done.stderr + b" " + done.stdout).decode("utf-8", "replace")
+        words = " ".join(said.replace(_name(fd), path.name).split())
         raise InputError(
-            f"{program} refused: {clean_text(' '.join(words)) or f'exit code {done.returncode}'}",
+            f"{path}: {program} refused: {clean_text(words) or f'exit code {done.returncode}'}",
             hint="`qemu-img check` says more about the image",
         )
-    return done.stdout
 
 
-def _image(path: Path) -> str:
-    """Return the image in qemu's JSON form, in which no part of a file name has a meaning."""
+def _name(fd: int) -> str:
+    """Return what a process calls a file that it got open; see proc(5)."""
+    return f"/proc/self/fd/{fd}"
+
+
+def _image(fd: int) -> str:
+    """Return the image in qemu's JSON form, which leaves nothing for it to guess."""
     options = {
         "driver": "qcow2",
         "discard": "unmap",
-        "file": {"driver": "file", "filename": str(path), "discard": "unmap"},
+        "file": {"driver": "file", "filename": _name(fd), "discard": "unmap"},
     }
     return "json:" + json.dumps(options)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from packer.density.dedupe_range import why_not
 from packer.density.file_extents import file_extents
-from packer.density.share import why_not
 from packer.density.units import Names, Units, find_units
 from packer.errors import InputError, UsageError
 from packer.file_system import file_system_type
 from packer.sources.memory import stamp_of
-from packer.survey.disk import open_disk
+from packer.survey.disk import Disk, OverlayError, open_disk
 from packer.survey.model import Survey
 from packer.survey.survey import survey
 from packer.survey.wire import FlatFile, unpack_table
@@ -117,7 +117,7 @@ def look_at(member: Member, names: Names) -> Surveyed:
 
     Raises InputError when it cannot be read, or lies in a container whose blocks are not known.
     """
-    with open_disk(member.path, allow_in_use=True) as disk:
+    with _opened(member.path) as disk:
         if disk.container not in ("raw", "qcow2"):
             raise InputError(
                 f"{member.path} is a {disk.container} image; blocks of raw and qcow2 images can be "
@@ -129,3 +129,13 @@ def look_at(member: Member, names: Names) -> Surveyed:
             runs = unpack_table(disk.opening.columns.runs, "runs", 3)
         found = survey(disk)
         return Surveyed(found, find_units(found, disk.source, runs, file_extents(member.fd), names))
+
+
+def _opened(path: Path) -> Disk:
+    try:
+        return open_disk(path, allow_in_use=True)
+    except OverlayError as error:
+        raise InputError(
+            f"{path} is an overlay: overlays on another file take no part",
+            hint="qemu-img convert makes one file of both",
+        ) from error

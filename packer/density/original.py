@@ -114,7 +114,7 @@ class Original:
         if now != self.stamp:
             raise InUseError(
                 f"{self.path} was changed meanwhile",
-                hint="it is kept; remove its VM with vmpack rm, and adopt it again",
+                hint="it is kept; remove its VM with vmpack rm if there is one, and adopt it again",
             )
 
     def remove(self) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packer.columns import Column
+from packer.density.dedupe_range import MAX_BYTES
 from packer.density.file_extents import NOWHERE
 from packer.density.overlap import overlaps
-from packer.density.share import MAX_BYTES
 from packer.density.units import Units
 
 

@@ -18,7 +18,8 @@ from packer.sources.store import Store
 
 _STEP_BYTES = 4 << 20
 _AT_ONCE = 4
-_HOLD_SECONDS = 2.0
+_HOLD_SECONDS = 10.0
+"""A slow disk with many readers needs that for a step of small files."""
 
 
 def prove(pack: OpenedPack, store: Store, original: Source, where: str, progress: Progress) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packer.columns import Column
+from packer.density.dedupe_range import DIFFERS, MAX_TARGETS, SAME, share
 from packer.density.pairs import Requests
 from packer.density.read_ahead import ReadAhead
-from packer.density.share import DIFFERS, MAX_TARGETS, SAME, share
 from packer.progress import Advance
 
 

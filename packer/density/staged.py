@@ -66,12 +66,17 @@ def durable(folder: Path) -> Iterator[None]:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield
+        _sync(folder, fd)
+    finally:
+        os.close(fd)
+
+
+def _sync(folder: Path, fd: int) -> None:
+    try:
         sync_file_system(fd)
         sync_directory(folder)
     except OSError as error:
-        raise Error(f"{folder}: cannot be written: {error.strerror or error}") from error
-    finally:
-        os.close(fd)
+        raise Error(f"{folder}: cannot be made durable: {error.strerror or error}") from error
 
 
 def taken_bytes(folder: Path) -> int:

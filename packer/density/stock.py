@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain, groupby
+from pathlib import Path
 
 import numpy as np
 
@@ -106,6 +107,13 @@ def forget_pages(store: Store, contents: Contents, rows: Column) -> int:
             taken += os.fstat(fd).st_blocks * _SECTOR_BYTES
             os.close(fd)
     return taken
+
+
+def forget_file(path: Path) -> None:
+    """Make a file durable and have the kernel forget what it remembers of it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _row_of(piece: Piece) -> int:

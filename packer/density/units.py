@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def find_units(
     source: of the disk; only asked for its holes. runs: int64[n, 3], where the disk lies in its
     file: disk offset, offset in the file, length. extents: of that file.
     """
-    parts = (_files(survey), _unread_volumes(survey, source))
+    parts = (_of_one_owner(_files(survey)), _unread_volumes(survey, source))
     units = [_located(part, runs, extents, names) for part in parts]
     return join(units, disks=[0, 0])
 
@@ -146,6 +146,29 @@ def _files(survey: Survey) -> _Pieces:
     )
 
 
+def _of_one_owner(pieces: _Pieces) -> _Pieces:
+    """Return the units of which no byte belongs to a second one.
+
+    Others come from a survey that is out of date, or from a file system made to have each of many
+    files cover all of a disk, whose pieces times those of the disk's file no memory would hold.
+    """
+    order = np.argsort(pieces.disk_offset, kind="stable")
+    start = pieces.disk_offset[order]
+    end = np.maximum.accumulate(start + pieces.length[order])
+    clash = np.flatnonzero(start[1:] < end[:-1]) + 1
+    # The one before may have been passed already by an earlier one that ends later.
+    reaching = np.searchsorted(end, start[clash], side="right")
+    doubtful = pieces.unit[order[np.union1d(clash, reaching)]]
+    keep = ~np.isin(pieces.unit, doubtful)
+    return replace(
+        pieces,
+        unit=pieces.unit[keep],
+        at=pieces.at[keep],
+        disk_offset=pieces.disk_offset[keep],
+        length=pieces.length[keep],
+    )
+
+
 def _first_names(survey: Survey) -> list[str]:
     """Return the first name of every stream, "" for those without any."""
     called = [""] * len(survey.inode)
@@ -169,13 +192,17 @@ def _unread_volumes(survey: Survey, source: Source) -> _Pieces:
 
 
 def _cut(ranges: Ranges) -> Ranges:
-    """Return the ranges cut at every multiple of RUN_BYTES."""
+    """Return the ranges cut at every multiple of RUN_BYTES; as many as there are, however far they
+    lie apart.
+    """
     ranges = union(ranges)
-    if len(ranges) == 0:
-        return ranges
-    edges = np.arange(0, int(ranges[-1, 1]) + RUN_BYTES, RUN_BYTES)
-    cut = overlaps(ranges[:, 0], ranges[:, 1], edges[:-1], edges[1:])
-    return np.stack([cut.start, cut.end], axis=1)
+    first = ranges[:, 0] // RUN_BYTES
+    count = -(-ranges[:, 1] // RUN_BYTES) - first
+    row = np.repeat(np.arange(len(ranges)), count)
+    nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    low = (first[row] + nth) * RUN_BYTES
+    start, end = np.maximum(low, ranges[row, 0]), np.minimum(low + RUN_BYTES, ranges[row, 1])
+    return np.stack([start, end], axis=1)
 
 
 def _located(pieces: _Pieces, runs: Column, extents: FileExtents, names: Names) -> Units:

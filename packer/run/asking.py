@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +40,10 @@ class Asker:
 
         Who is asked for the first time is asked about everything that is not at hand.
         """
-        if supplier.asking is not None and not supplier.asking.done():
-            return supplier.asking
         if supplier.asked[rows].all():
             return None
+        if _is_busy(supplier):
+            return supplier.asking
         if not supplier.asked.any():
             rows = np.union1d(rows, np.flatnonzero(~self._kept.at_hand))
         rows = rows[~supplier.asked[rows]]
@@ -63,10 +65,29 @@ class Asker:
             jobs |= self._questions(suppliers, rows)
 
     async def search(self, supplier: Supplier, rows: Rows) -> None:
-        """Have a supplier look at all that there is, once."""
-        if not supplier.searched:
+        """Have a supplier look at all that there is, once; return when it has."""
+        while _is_busy(supplier) or not supplier.searched:
+            self._begin_search(supplier, rows)
+            assert supplier.asking is not None
+            await asyncio.wait({supplier.asking})
+
+    async def search_a_while(self, supplier: Supplier, rows: Rows) -> None:
+        """The same, but return before if it is slow: it is not alone, and is asked again later."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.search(supplier, rows), self._stall_seconds)
+
+    def _begin_search(self, supplier: Supplier, rows: Rows) -> None:
+        if not _is_busy(supplier):
             supplier.searched = True
-            await asyncio.wait({run(supplier, lambda: supplier.look(rows, deep=True))})
+            supplier.asking = run(supplier, lambda: supplier.look(rows, deep=True))
+
+    async def renew(self, suppliers: Sequence[Supplier], rows: Rows) -> None:
+        """Have those asked again that are not at work; who is slow to forget is not waited for."""
+        idle = [one for one in suppliers if not one.flying and not _is_busy(one)]
+        for supplier in idle:
+            supplier.asking = run(supplier, partial(supplier.renew, rows))
+        if jobs := [one.asking for one in idle if one.asking is not None]:
+            await asyncio.wait(jobs, timeout=self._stall_seconds)
 
     async def fetch(self, supplier: Supplier, pieces: Sequence[Piece]) -> None:
         """Fetch the pieces that a supplier offers; return when they came, will not, or it stalls.
@@ -115,6 +136,11 @@ class Asker:
         supplier.flying.update(dict.fromkeys(units, job))
         job.add_done_callback(landed)
         return job
+
+
+def _is_busy(supplier: Supplier) -> bool:
+    """Return whether a question to it is open."""
+    return supplier.asking is not None and not supplier.asking.done()
 
 
 def run(supplier: Supplier, work: Callable[[], None]) -> asyncio.Future[None]:

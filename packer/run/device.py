@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +15,10 @@ from packer.run.resolve import Resolver
 
 TOUCHED_BYTES = 64 << 10
 """How exactly it is known what clients have read."""
+
+
+MOST_RANGES = 4096
+"""Of the map, in one step: more would keep all other clients waiting."""
 
 
 class LazyDisk:
@@ -37,6 +41,8 @@ class LazyDisk:
     def read_now(self, offset: int, length: int) -> list[Part] | None:
         """Return the bytes if they are proven and in memory; see Export."""
         self._touch(offset, length)
+        if self._is_in_crumbs(offset, length):
+            return None
         parts: list[Part] = []
         for row, start, count in self._spans(offset, length):
             if row < 0:
@@ -53,7 +59,16 @@ class LazyDisk:
         at_hand = self.read_now(offset, length)
         if at_hand is not None:
             return at_hand
+        if self._is_in_crumbs(offset, length):
+            half = length // 2
+            halves = [(offset, half), (offset + half, length - half)]
+            parts = [part for one in halves for part in await self.read(*one)]
+            return [b"".join(bytes(part) for part in parts)]
         return await self._resolver.read(list(self._spans(offset, length)))
+
+    def _is_in_crumbs(self, offset: int, length: int) -> bool:
+        first = bisect_right(self._end, offset)
+        return bisect_left(self._end, offset + length, first) - first >= MOST_RANGES
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         """Yield (length, whether it reads as zeros); see Export."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -27,6 +29,7 @@ Deliver = Callable[[Piece, Block], None]
 """Tells whoever waits for a piece. Any thread."""
 
 MOST_COMPLAINTS = 20
+_UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 class Kept:
@@ -51,6 +54,7 @@ class Kept:
         self._cache = BlockCache(memory_bytes)
         self._shelf = Shelf(store, contents, most_open)
         self._nowait = hasattr(os, "RWF_NOWAIT")
+        self._lock = threading.Lock()
         self._brought: set[Piece] = set()
         self._found: set[Piece] = set()
         self._found_bytes = 0
@@ -91,8 +95,9 @@ class Kept:
                 return [buffer]
         except BlockingIOError:
             pass  # not in the page cache
-        except OSError:
-            self._nowait = False  # this file system cannot tell
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                self._nowait = False  # this file system cannot tell
         return None
 
     def read(self, spans: Sequence[Span]) -> list[Part] | None:
@@ -132,13 +137,17 @@ class Kept:
 
     # -- to keep -----------------------------------------------------------------------------------
 
-    def take_carried(self, row: int, block: int, data: bytes | memoryview) -> None:
-        """Keep a piece that the pack itself carries: in memory."""
+    def take_carried(self, row: int, block: int, data: bytes | memoryview) -> int:
+        """Keep a piece that the pack itself carries: in memory. Returns what `take` does."""
         self._deliver((row, block), self._cache.put((row, block), data))
+        return self._note_brought([(row, block)])
 
-    def take(self, row: int, block: int, data: bytes | memoryview) -> None:
-        """Keep a proven piece in the store, or in memory when the store takes no more."""
-        self._brought.add((row, block))
+    def take(self, row: int, block: int, data: bytes | memoryview) -> int:
+        """Keep a proven piece in the store, or in memory when the store takes no more.
+
+        Returns how many bytes of it were not here before; so each is counted once.
+        """
+        new = self._note_brought([(row, block)])
         try:
             held = self._shelf.keep(row, block, data)
         except Error as error:
@@ -146,37 +155,46 @@ class Kept:
             held = None
         if held is None:
             self.take_carried(row, block, data)
-            return
+            return new
         self._deliver((row, block), held)
         self._settle(row)
+        return new
 
-    def take_file(self, sent: FileRange, blocks: Sequence[int]) -> bool:
+    def take_file(self, sent: FileRange, blocks: Sequence[int]) -> int | None:
         """Keep a whole shared content that lies in a file, and deliver some blocks of it.
 
-        False when it is not that content, or cannot be kept as a whole.
+        Returns what `take` does; None when it is not that content, or cannot be kept as a whole.
         """
         row, contents = sent.row, self._contents
         if contents.classes[row] != Class.SHARED:
-            return False
+            return None
         digest, size = bytes(contents.digest[row]), int(contents.size[row])
-        self._brought.update((row, block) for block in range(contents.block_count(row)))
         try:
             if not self.store.put_clone(sent.fd, sent.offset, size, digest):
-                return False
+                return None
         except Error as error:
             self._complain(error)
-            return False
+            return None
+        new = self._note_brought([(row, block) for block in range(contents.block_count(row))])
         self.at_hand[row] = True
         for block in blocks:
             if (held := self._open(row, block)) is not None:
                 self._deliver((row, block), held)
-        return True
+        return new
 
     def close(self) -> None:
         """Close the files of the store."""
         self._shelf.close()
 
     # -- below -------------------------------------------------------------------------------------
+
+    def _note_brought(self, pieces: Iterable[Piece]) -> int:
+        """Return how many bytes of pieces are here for the first time."""
+        with self._lock:
+            new = [one for one in pieces if one not in self._brought and one not in self._found]
+            self._brought.update(new)
+        bounds = (self._contents.block_bounds(row, block) for row, block in new)
+        return sum(end - start for start, end in bounds)
 
     def _from_memory(self, row: int, offset: int, length: int) -> list[Part] | None:
         parts: list[Part] = []
@@ -191,15 +209,20 @@ class Kept:
         """Return the file of the store in which a piece is; what was brought there counts not."""
         row, block = piece
         held = self._open(row, block)
-        if held is not None and piece not in self._brought and piece not in self._found:
-            self._found.add(piece)
-            start, end = self._contents.block_bounds(row, block)
-            self._found_bytes += end - start
+        if held is not None:
+            self._note_found(piece)
         if held is not None and held.partial is None:
             self.at_hand[row] = True
         elif held is not None and held.has(0, len(held.proven)):
             self._settle(row)  # whoever brought the rest of it was killed before
         return held
+
+    def _note_found(self, piece: Piece) -> None:
+        with self._lock:
+            if piece not in self._brought and piece not in self._found:
+                self._found.add(piece)
+                start, end = self._contents.block_bounds(*piece)
+                self._found_bytes += end - start
 
     def _open(self, row: int, block: int) -> Held | None:
         try:
@@ -247,7 +270,9 @@ def _blocks_of(offset: int, length: int) -> Iterable[tuple[int, int, int]]:
 def _read(block: Block, start: int, low: int, high: int) -> bytes | memoryview | None:
     """Return bytes [low, high) of a block that begins at `start` of its content."""
     if isinstance(block, memoryview):
-        return block[low:high]
+        part = block[low:high]
+        # A client that is slow to take a few bytes would keep all of it in memory.
+        return part if len(part) == len(block) else bytes(part)
     try:
         data = os.pread(block.fd, high - low, start + low)
     except OSError:

@@ -27,7 +27,7 @@ from packer.pack.issue import Issued, issue
 from packer.pack.pack import PackOptions, pack
 from packer.progress import Progress, Silent
 from packer.run.create import DiskOrigin, Wishes
-from packer.run.trial import Bench, Goal, GoalMissedError, Trial, bench
+from packer.run.trial import Bench, Goal, GoalMissedError, Trial, bench, ignore_line
 from packer.sources.open import open_pack
 from packer.sources.store import Store
 from packer.text import format_bytes
@@ -55,7 +55,7 @@ class ProfileOptions:
     rotations: Sequence[bytes] = ()
     replace: bool = False
     jobs: int = 1
-    told: Callable[[str], None] = lambda _: None
+    told: Callable[[str], None] = ignore_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,12 @@ def profile(
     work = Path(tempfile.mkdtemp(prefix=".vmpack-profile-", dir=_beside(output)))
     try:
         with bench(
-            base, served, options.wishes, options.arguments, directory=options.directory
+            base,
+            served,
+            options.wishes,
+            options.arguments,
+            directory=options.directory,
+            told=options.told,
         ) as watched:
             return _Profiler(base, watched, work, output, keys, options, progress).run()
     finally:

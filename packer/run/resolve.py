@@ -12,6 +12,7 @@ import asyncio
 import resource
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from packer.run.export import Part, UnavailableError
 from packer.run.kept import Block, Kept, Span, pieces_of
 from packer.run.seek import Seeker, Tiers
 from packer.run.status import MissingContent, Status
-from packer.run.supplier import Supplier
+from packer.run.supplier import Progress, Supplier
 from packer.sources.base import Source, Wanted
 from packer.sources.delta import delta_sources
 from packer.sources.pack import PackSource
@@ -37,7 +38,13 @@ from packer.unpack.gather import tiers
 Rows = NDArray[np.int64]
 
 HOLD_SECONDS = 10.0
-"""How long a read waits: disks of guests give up near 30 s."""
+"""How long a read waits for what nobody has."""
+
+MOST_HOLD_SECONDS = 25.0
+"""How long it waits while a source goes on sending: disks of guests give up near 30 s."""
+
+PROGRESS_SECONDS = 3.0
+"""Who has sent nothing for so long does not go on."""
 
 STALL_SECONDS = 3.0
 """After so long without a piece the next source is asked as well."""
@@ -55,7 +62,8 @@ class Resolver:
     """Brings pieces of one pack's contents. Used from one event loop, after `start`.
 
     pack, sources, store: belong to the caller, who closes them after `close`. hold_seconds: how
-    long a read waits for what nobody has. stall_seconds: how long a source may send nothing before
+    long a read waits for what nobody has; most_hold_seconds: for what is on its way, or may be with
+    who still looks. stall_seconds: how long a source may send nothing before
     the next one is asked. memory_bytes: for proven pieces in memory. most_open: files at a time; as
     many as this process may open if it is not told.
     """
@@ -67,6 +75,7 @@ class Resolver:
         store: Store,
         *,
         hold_seconds: float = HOLD_SECONDS,
+        most_hold_seconds: float = MOST_HOLD_SECONDS,
         stall_seconds: float = STALL_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         memory_bytes: int = MEMORY_BYTES,
@@ -76,6 +85,7 @@ class Resolver:
         self._contents = contents = pack.map.contents
         self._hints: Hints | None = None
         self._hold_seconds = hold_seconds
+        self._most_hold_seconds = max(hold_seconds, most_hold_seconds)
         self._coming = Coming()
         self._kept = Kept(
             store,
@@ -94,8 +104,8 @@ class Resolver:
             self._store_pool,
             retry_seconds,
         )
-        count = np.maximum(1, np.diff(contents.block_start))
-        self._first_piece: Rows = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+        blocks = np.maximum(1, np.diff(contents.block_start))
+        self._first_piece: Rows = np.concatenate([[0], np.cumsum(blocks)]).astype(np.int64)
         self._demanded = np.zeros(int(self._first_piece[-1]), dtype=bool)
         self._waiting = 0
         self._calm = asyncio.Event()
@@ -127,14 +137,14 @@ class Resolver:
         pieces = list(dict.fromkeys(pieces_of(spans)))
         for row, block in pieces:
             self._demanded[self._first_piece[row] + block] = True
-        deadline = self._loop.time() + self._hold_seconds
+        began = self._loop.time()
         parts = await self._loop.run_in_executor(self._store_pool, self._kept.read, spans)
         while parts is None:
-            blocks = await self._bring(pieces, deadline)
+            blocks = await self._bring(pieces, began)
             parts = await self._loop.run_in_executor(
                 self._store_pool, self._kept.gather, spans, blocks
             )
-            if parts is None and self._loop.time() > deadline:
+            if parts is None and self._loop.time() > began + self._hold_seconds:
                 raise self._unavailable(pieces)
         return parts
 
@@ -225,7 +235,7 @@ class Resolver:
 
     # -- below -------------------------------------------------------------------------------------
 
-    async def _bring(self, pieces: Iterable[Piece], deadline: float) -> dict[Piece, Block]:
+    async def _bring(self, pieces: Iterable[Piece], began: float) -> dict[Piece, Block]:
         """Return where pieces can be read, when all of them can."""
         found: dict[Piece, Block] = {}
         waiting: dict[Piece, asyncio.Future[Block]] = {}
@@ -240,20 +250,33 @@ class Resolver:
         if new:
             self._seeker.begin(new)
         if waiting:
-            await self._wait(waiting, deadline)
+            await self._wait(waiting, began)
         return {**found, **{piece: future.result() for piece, future in waiting.items()}}
 
-    async def _wait(self, waiting: dict[Piece, asyncio.Future[Block]], deadline: float) -> None:
+    async def _wait(self, waiting: dict[Piece, asyncio.Future[Block]], began: float) -> None:
         self._waiting += 1
         self._calm.clear()
         try:
-            await asyncio.wait(waiting.values(), timeout=max(0.0, deadline - self._loop.time()))
+            await self._hold(waiting, began)
         finally:
             self._waiting -= 1
             if not self._waiting:
                 self._calm.set()
-        if late := [piece for piece, future in waiting.items() if not future.done()]:
-            raise self._unavailable(late)
+
+    async def _hold(self, waiting: dict[Piece, asyncio.Future[Block]], began: float) -> None:
+        """Return when all is here. Raises UnavailableError: see `hold_seconds`."""
+        last = began + self._most_hold_seconds
+        pause = min(PROGRESS_SECONDS, self._hold_seconds)
+        before: list[Progress] = []
+        for turn in count(-1):  # the first one ends a pause before the usual end
+            until = min(began + self._hold_seconds + turn * pause, last)
+            await asyncio.wait(waiting.values(), timeout=max(0.0, until - self._loop.time()))
+            late = [piece for piece, future in waiting.items() if not future.done()]
+            if not late:
+                return
+            if turn >= 0 and (until == last or not self._seeker.goes_on(late, before)):
+                raise self._unavailable(late)
+            before = self._seeker.progress()
 
     def _suppliers(self, sources: Sequence[Source]) -> tuple[Supplier | None, Tiers]:
         own_store = self._kept.store.folder

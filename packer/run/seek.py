@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from packer.run.asking import Asker, report, run
+from packer.run.asking import Asker, report
 from packer.run.blocks import Piece
 from packer.run.coming import Coming
 from packer.run.kept import Kept
-from packer.run.supplier import Supplier, rows_of
+from packer.run.supplier import Progress, Supplier, rows_of
 
 _log = logging.getLogger(__name__)
 Rows = NDArray[np.int64]
@@ -57,6 +57,16 @@ class Seeker:
         local, near, far = self.tiers
         return [*([self.carrier] if self.carrier else []), *local, *near, *far]
 
+    def progress(self) -> list[Progress]:
+        """Return how far each supplier is; see `goes_on`."""
+        return [one.progress() for one in self.suppliers]
+
+    def goes_on(self, pieces: Sequence[Piece], before: Sequence[Progress]) -> bool:
+        """Return whether anybody has gone on with pieces since, or is still looking for them."""
+        return any(
+            one.goes_on(pieces, then) for one, then in zip(self.suppliers, before, strict=True)
+        )
+
     def begin(self, pieces: list[Piece]) -> None:
         """Begin to bring pieces; what nobody has is looked for again and again."""
         self.spawn(self._seek(pieces))
@@ -77,7 +87,7 @@ class Seeker:
         if first is not None:
             await self._asker.fetch(first, self._left(pieces))
         local, near, far = self.tiers
-        for supplier in local:
+        for supplier in sorted(local, key=lambda one: one.stalled):
             if left := self._left(pieces):
                 await self._asker.until_asked([supplier], rows_of(left))
                 await self._asker.fetch(supplier, left)
@@ -129,16 +139,9 @@ class Seeker:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._retry_now.wait(), self._retry_seconds)
             self._retry_now.clear()
-            await self._renew(rows_of(pieces))
+            await self._asker.renew([one for tier in self.tiers for one in tier], rows_of(pieces))
             await self._try(pieces)
         self._coming.missing.clear()
-
-    async def _renew(self, rows: Rows) -> None:
-        """Have everybody asked again who is not at work."""
-        for supplier in [one for tier in self.tiers for one in tier]:
-            if not supplier.flying and (supplier.asking is None or supplier.asking.done()):
-                await asyncio.wait({run(supplier, supplier.renew)})
-                supplier.asked[rows] = False
 
     async def _from_store(self, pieces: list[Piece]) -> None:
         if left := self._left(pieces):
@@ -169,9 +172,11 @@ class Seeker:
             )
 
     async def _from_depth(self, pieces: list[Piece]) -> None:
-        """Have everybody look at all that there is, once."""
+        """Have everybody look at all that there is, once; who takes long is asked next time."""
         for supplier in [one for tier in self.tiers for one in tier]:
             if (left := self._left(pieces)) and not supplier.searched:
                 lacking = np.flatnonzero(~self._kept.at_hand)
-                await self._asker.search(supplier, lacking if supplier.local else rows_of(left))
+                await self._asker.search_a_while(
+                    supplier, lacking if supplier.local else rows_of(left)
+                )
                 await self._asker.fetch(supplier, left)

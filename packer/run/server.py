@@ -35,8 +35,8 @@ from packer.sources.base import Source
 from packer.sources.store import Store
 
 FOREIGN_HOLD_SECONDS = 25.0
-"""How long a read waits where nobody stops the guest meanwhile, as for VMs of ours: drivers of guests
-give a disk up after 30.
+"""How long a read waits where nobody stops the guest meanwhile, as is done for VMs of ours: drivers
+of guests give a disk up after 30.
 """
 
 _TICK_SECONDS = 0.5
@@ -240,7 +240,7 @@ class _DiskServer:
         except Error as error:
             self._complaint = str(error)
             _log.warning("%s", error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - said instead of nothing
             self._complaint = f"a bug: {error!r}"
             _log.exception("unexpected")
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packer.artifact.contents import BLOCK_BYTES, Contents
+from packer.artifact.layout.base import Receiving
 from packer.errors import Error
 from packer.run.blocks import Piece
 from packer.run.status import FromSource
@@ -36,11 +37,14 @@ Unit = tuple[int, int]
 
 OF_GROUP, WHOLE = -1, -2
 
-Take = Callable[[int, int, bytes | memoryview], None]
-"""(row, block, proven bytes): keep them, and tell who waits for them."""
+Take = Callable[[int, int, bytes | memoryview], int]
+"""(row, block, proven bytes): keep them, and tell who waits for them; how many of them are new."""
 
-TakeFile = Callable[[FileRange, Sequence[int]], bool]
-"""Keep a whole content that lies in a file, for some blocks of it; False if it was other bytes."""
+TakeFile = Callable[[FileRange, Sequence[int]], int | None]
+"""Keep a whole content that lies in a file, for some blocks of it; None if it was other bytes."""
+
+Progress = tuple[int, int, Future[None] | None]
+"""(pieces that came, bytes that came, the question under way) of a supplier."""
 
 LOCAL_WORKERS, REMOTE_WORKERS = 2, 4
 MOST_TRIES = 8
@@ -90,7 +94,8 @@ class Supplier:
         self._stopped = False
         self._cost = np.full(len(contents), -1, dtype=np.int64)
         self._group = np.full(len(contents), -1, dtype=np.int64)
-        self._group_bytes: list[int] = []
+        self._group_bytes: dict[int, int] = {}
+        self._groups = 0
         self._refused: dict[int, tuple[float, float]] = {}
         self._proven_bytes = 0
         self._fetched_bytes = 0
@@ -118,8 +123,10 @@ class Supplier:
     def offers_of(self, rows: Rows) -> Offers:
         """Return what it has offered of some contents; see Offers."""
         rows = rows[self._cost[rows] >= 0]
-        group_bytes = np.array(self._group_bytes, dtype=np.int64)
-        return Offers(rows, self._cost[rows], self._group[rows], group_bytes)
+        groups, place = np.unique(self._group[rows], return_inverse=True)
+        group_bytes = [self._group_bytes.get(group, 0) for group in groups.tolist()]
+        place = np.where(self._group[rows] >= 0, place, -1)
+        return Offers(rows, self._cost[rows], place, np.array(group_bytes, dtype=np.int64))
 
     def unit(self, piece: Piece) -> Unit:
         """Return what comes with a piece when it is fetched."""
@@ -133,7 +140,7 @@ class Supplier:
         row, _ = piece
         group = int(self._group[row])
         if group >= 0:
-            return self._group_bytes[group] + int(self._cost[row])
+            return self._group_bytes.get(group, 0) + int(self._cost[row])
         if isinstance(self.source, Blockwise):  # about: its blocks are not all as long
             return int(self._cost[row]) // self._contents.block_count(row)
         return int(self._cost[row])
@@ -147,6 +154,22 @@ class Supplier:
             return np.empty(0, dtype=np.int64)
         return np.flatnonzero(np.isin(self._group, groups) & (self._cost >= 0))
 
+    def progress(self) -> Progress:
+        """Return what changes as long as something comes; see `goes_on`."""
+        received = self.source.received_bytes if isinstance(self.source, Receiving) else 0
+        busy = self.asking is not None and not self.asking.done()
+        return self.arrivals, received, self.asking if busy else None
+
+    def goes_on(self, pieces: Sequence[Piece], before: Progress) -> bool:
+        """Return whether it has sent anything since `before`, and pieces are on their way from it.
+
+        Or whether it still has not answered what it was asked then.
+        """
+        now = self.progress()
+        if now[2] is not None and now[2] is before[2]:
+            return True
+        return now[:2] != before[:2] and any(self.unit(one) in self.flying for one in pieces)
+
     def stop(self) -> None:
         """Give no more; what is being asked for ends with the next piece."""
         self._stopped = True
@@ -156,24 +179,44 @@ class Supplier:
 
     def look(self, rows: Rows, *, deep: bool) -> None:
         """Ask what the source has of some contents."""
-        self.asked[rows] = True
         wanted = Wanted(self._contents, rows, self._hints)
         try:
-            offers = self.source.find(wanted, deep=deep)
+            self._note(rows, self.source.find(wanted, deep=deep))
         except Error as error:
             self._complain(str(error))
-            return
-        with self._lock:
-            first = len(self._group_bytes)
-            self._group_bytes += offers.group_bytes.tolist()
-            self._group[offers.rows] = np.where(offers.group >= 0, offers.group + first, -1)
-            self._cost[rows] = -1
-            self._cost[offers.rows] = offers.cost_bytes
+        finally:
+            self.asked[rows] = True
 
-    def renew(self) -> None:
-        """Have the source forget what could not be had from it."""
-        if isinstance(self.source, Renewable):
-            self.source.renew()
+    def _note(self, rows: Rows, offers: Offers) -> None:
+        """Take note of what is offered of `rows`; others read the columns meanwhile."""
+        with self._lock:
+            cost, group = self._cost.copy(), self._group.copy()
+            cost[rows] = group[rows] = -1
+            cost[offers.rows] = offers.cost_bytes
+            group[offers.rows] = np.where(offers.group >= 0, offers.group + self._groups, -1)
+            numbers = range(self._groups, self._groups + len(offers.group_bytes))
+            known = {
+                **self._group_bytes,
+                **dict(zip(numbers, offers.group_bytes.tolist(), strict=True)),
+            }
+            self._groups += len(offers.group_bytes)
+            # Who is asked again and again for what it lacks must not fill the memory.
+            self._group_bytes = {one: known[one] for one in np.unique(group).tolist() if one >= 0}
+            self._group, self._cost = group, cost
+
+    def renew(self, rows: Rows) -> None:
+        """Have the source forget what could not be had from it, and be asked for `rows` again.
+
+        Not for those that it has offered and was never asked to send: it found them just now.
+        """
+        try:
+            if isinstance(self.source, Renewable):
+                self.source.renew()
+        except Error as error:
+            self._complain(str(error))
+        finally:
+            untried = (self._cost[rows] >= 0) & ~np.isin(rows, list(self._refused))
+            self.asked[rows[~untried]] = False
 
     def fetch(self, pieces: Sequence[Piece], companions: Rows) -> None:
         """Fetch pieces and hand over what was proven.
@@ -210,19 +253,34 @@ class Supplier:
         return [piece for piece in pieces if piece not in came]
 
     def _sent(self, pieces: Sequence[Piece], rows: Rows) -> Iterator[Sent]:
-        """Yield what the source sends; what must travel for it counts when the first part came."""
+        """Yield what the source sends; what must have travelled for each piece is counted."""
         columns = np.array(pieces, dtype=np.int64)
         if isinstance(self.source, Blockwise):
-            cost = self.source.cost_of_blocks(columns[:, 0], columns[:, 1])
             sent: Iterator[Sent] = self.source.fetch_blocks(columns[:, 0], columns[:, 1])
         else:
-            groups = np.unique(self._group[rows])
-            cost = sum(self._group_bytes[group] for group in groups.tolist() if group >= 0)
-            cost += int(self._cost[rows].sum())
             sent = self.source.fetch(rows)
-        for number, piece in enumerate(sent):
-            self._fetched_bytes += 0 if number else cost
+        came: set[int] = set()
+        for piece in sent:
+            if 0 <= piece.row < len(self._contents) and self._cost[piece.row] >= 0:
+                travelled = self._travelled(piece, came)
+                with self._lock:
+                    self._fetched_bytes += travelled
             yield piece
+
+    def _travelled(self, sent: Sent, came: set[int]) -> int:
+        """Return how many bytes must have travelled for a piece. came: groups, each counts once."""
+        row, group = sent.row, int(self._group[sent.row])
+        of_group = 0 if group < 0 or group in came else self._group_bytes.get(group, 0)
+        came.add(group)
+        cost, size = int(self._cost[row]), max(1, int(self._contents.size[row]))
+        if isinstance(sent, FileRange):
+            return of_group + cost
+        if not 0 <= sent.block < self._contents.block_count(row):
+            return 0
+        if group < 0 and isinstance(self.source, Blockwise):
+            return self.source.cost_of_blocks(np.array([row]), np.array([sent.block]))
+        start, end = self._contents.block_bounds(row, sent.block)
+        return of_group + cost * end // size - cost * start // size
 
     def _receive(self, sent: Sent, asked: Sequence[Piece]) -> Iterable[Piece]:
         """Prove what was sent and hand it over; return the pieces that it was."""
@@ -244,17 +302,18 @@ class Supplier:
             if not isinstance(self.source, Learning):  # whose offers are guesses
                 self._complain(f"{self.source.uri}: sent wrong bytes of {contents.name(sent.row)}")
             return False
-        self._count(end - start)
-        self._take(sent.row, sent.block, sent.data)
+        self._count(self._take(sent.row, sent.block, sent.data))
         return True
 
     def _receive_file(self, sent: FileRange, asked: Sequence[Piece]) -> list[Piece]:
         contents = self._contents
         size = int(contents.size[sent.row])
-        if size <= WHOLE_FILE_BYTES and self._take_file(sent, [block for _, block in asked]):
-            self._count(size)
-            self._whole.append(sent.row)
-            return list(asked)
+        if size <= WHOLE_FILE_BYTES:
+            new_bytes = self._take_file(sent, [block for _, block in asked])
+            if new_bytes is not None:
+                self._count(new_bytes)
+                self._whole.append(sent.row)
+                return list(asked)
         came = []
         for row, block in asked:
             start, end = contents.block_bounds(row, block)
@@ -268,6 +327,7 @@ class Supplier:
         return came
 
     def _count(self, proven: int) -> None:
+        """Note that something came; proven: bytes of it that nobody has brought before."""
         with self._lock:
             self._proven_bytes += proven
             self.arrivals += 1

@@ -10,10 +10,12 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import msgspec
 
 from formats.ranges import Ranges, total
 from packer.artifact.opened import OpenedPack
@@ -34,6 +36,10 @@ START_SECONDS = 120.0
 """Until QEMU runs: the accelerator is found by trying, firmware may be copied."""
 
 LAST_WORDS = 400
+
+
+def ignore_line(line: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,8 @@ class GoalMissedError(MismatchError):
 class Bench:
     """A pack whose boots are watched, one after the other, on one server.
 
-    uri: the NBD address of its disk. control: of its server. folder: for what belongs to it.
+    uri: the NBD address of its disk. control: of its server. folder: for what belongs to it. told:
+    called with what a person should know while a guest boots: what it waits for, for example.
     """
 
     pack: OpenedPack
@@ -104,6 +111,7 @@ class Bench:
     wishes: Wishes = field(default_factory=Wishes)
     arguments: tuple[str, ...] = ()
     directory: str = "/"
+    told: Callable[[str], None] = ignore_line
 
     def boot(self, goal: Goal, *, strict: bool = False) -> Trial:
         """Boot the guest until the goal, pull its plug and return how it went.
@@ -125,12 +133,15 @@ class Bench:
         began = time.monotonic()
         quiet = _Quiet(goal.idle_seconds)
         sought = re.escape(goal.marker) if goal.marker else "(?!)"  # which nothing matches
-        why = ""
+        why, heard = "", 0
         while not why:
             left = goal.timeout_seconds - (time.monotonic() - began)
             reached = running.wait_for(sought, min(POLL_SECONDS, max(left, 0.0))) is not None
             seconds = time.monotonic() - began
-            touched, status = self.control.touched(), self.control.status()
+            for line in running.said[heard:]:
+                self.told(self._as_known(line))
+            heard = len(running.said)
+            touched, status = self.control.touched(), self._status()
             if not goal.marker:
                 reached = running.ended is None and not _waits(running) and quiet.since(touched)
             if reached and not (strict and status.missing_contents):
@@ -140,8 +151,21 @@ class Bench:
             elif running.ended is not None:
                 why = "the end of the guest"
             elif seconds >= goal.timeout_seconds:
-                why = "no more patience"
+                why = "a guest that waits" if _waits(running) else "no more patience"
         return self._ended(running, Trial(False, seconds, touched, status, b"", why=why))
+
+    def _status(self) -> ServerStatus:
+        status = self.control.status()
+        sources = tuple(
+            msgspec.structs.replace(one, source=self._as_known(one.source))
+            for one in status.sources
+        )
+        return msgspec.structs.replace(status, sources=sources)
+
+    def _as_known(self, text: str) -> str:
+        """Return a text with the store's own name in it."""
+        folder = self.served.store.folder
+        return text.replace(str(folder), str(folder.resolve()))
 
     def _ended(self, running: RunningVm, trial: Trial) -> Trial:
         if running.ended is None:
@@ -176,10 +200,12 @@ def bench(
     arguments: tuple[str, ...] = (),
     *,
     directory: str = "/",
+    told: Callable[[str], None] = ignore_line,
 ) -> Iterator[Bench]:
     """Prepare for boots of a pack whose use was decided; nothing is left afterwards.
 
-    wishes: see packer.run.create. arguments: for QEMU, from the folder `directory`.
+    wishes: see packer.run.create. arguments: for QEMU, from the folder `directory`. told: see
+    Bench.
     """
     folder = Path(tempfile.mkdtemp(prefix="vmpack-trial-"))
     try:
@@ -208,6 +234,7 @@ def bench(
                     wishes or Wishes(),
                     arguments,
                     directory,
+                    told,
                 )
             finally:
                 with suppress(Error):

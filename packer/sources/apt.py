@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,14 @@ class AptSource:
         self._resolved: dict[PackageKey, tuple[Package, str]] = {}
         self._absent: set[Path] = set()
         self._bases: list[str] | None = None
+        self._downloading: set[Path] = set()
+        self._downloaded_bytes = 0
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes of packages came so far; see Receiving."""
+        with self._lock:
+            return self._downloaded_bytes + sum(map(_size_of, self._downloading))
 
     def find(self, wanted: Wanted, *, deep: bool) -> Offers:
         """Return the wanted contents of packages that a mirror has, grouped by package.
@@ -218,13 +226,27 @@ class AptSource:
                 downloads[parcel.path] = Download(
                     uri, parcel.partial, parcel.package.sha256, parcel.package.size_bytes
                 )
-        failed = apt.download(list(downloads.values()), stop) if downloads else {}
+        with self._counted([one.target for one in downloads.values()]):
+            failed = apt.download(list(downloads.values()), stop) if downloads else {}
         for path, one in downloads.items():
             if one.uri in failed:
                 reasons[path] = failed[one.uri]
             else:
                 one.target.replace(path)
         return [parcel for parcel in missing if not parcel.path.exists()]
+
+    @contextmanager
+    def _counted(self, targets: Sequence[Path]) -> Iterator[None]:
+        """Count what comes to files, also while they grow."""
+        with self._lock:
+            self._downloading.update(targets)
+            self._downloaded_bytes -= sum(map(_size_of, targets))  # came earlier
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._downloading.difference_update(targets)
+                self._downloaded_bytes += sum(map(_size_of, targets))
 
     def _report(
         self, missing: Sequence[_Parcel], reasons: dict[Path, str], stop: threading.Event
@@ -250,6 +272,13 @@ class AptSource:
         if self._bases is None:
             self._bases = apt.base_uris()
         return self._bases
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _offers(owner: dict[int, int], parcels: Sequence[_Parcel], wanted: Wanted) -> Offers:

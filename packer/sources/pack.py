@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from packer.artifact.contents import BLOCK_BYTES, Contents, digest_keys
 from packer.artifact.index import Index, frame_counts
-from packer.artifact.layout.base import Layout, Renewing
+from packer.artifact.layout.base import Layout, Receiving, Renewing
 from packer.artifact.zstd import decompress
 from packer.errors import Error, InputError
 from packer.sources.base import Bytes, Offers, Piece, SourceError, Wanted
@@ -40,6 +40,11 @@ class PackSource:
     def local(self) -> bool:
         """Whether the layout can be read without network."""
         return not self._layout.remote
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes came so far, wanted or not; see Receiving."""
+        return self._layout.received_bytes if isinstance(self._layout, Receiving) else 0
 
     def find(self, wanted: Wanted, *, deep: bool) -> Offers:  # noqa: ARG002
         """Return which contents lie in the bundles that this copy holds."""

@@ -31,6 +31,10 @@ CONTAINERS = ("raw", "qcow2", *references.CONTAINERS)
 _EXTENT_START_BYTES = 512
 
 
+class OverlayError(InputError):
+    """A qcow2 overlay, and nobody has named what it lies on."""
+
+
 @dataclass(frozen=True, slots=True)
 class _State:
     """What changes when somebody writes to a file or block device."""
@@ -134,7 +138,8 @@ def open_disk(
     disk was ever in. container: what the file is, instead of looking (a guest that writes a
     qcow2 header to its first sector makes a raw disk look like one).
 
-    Raises InUseError, InputError for what cannot be read, UsageError for options that do not fit.
+    Raises InUseError, InputError for what cannot be read (OverlayError for an overlay without
+    `backing`), UsageError for options that do not fit.
     """
     stack = ExitStack()
     try:
@@ -195,7 +200,7 @@ class _Opener:
         request = wire.ReadContainer("qcow2", file.fd, below.opening if below else None)
         reply = self._container(request, fds)
         if reply.columns is None:
-            raise InputError(
+            raise OverlayError(
                 f"{self.path} is an overlay; its header records {clean_text(reply.backing_name)!r} "
                 "as the backing file, which is not opened on the word of an image",
                 hint="name the file yourself: --backing FILE; a longer chain has to be converted "

@@ -80,6 +80,29 @@ def kept_from_qemu(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def kept_from_everybody(path: Path, fd: int) -> Iterator[None]:
+    """Let nobody open a file meanwhile: whoever tries waits, so be brief.
+
+    fd: open to write; path: what it is called in an error. Raises InUseError when somebody else
+    has it open, be it to read. Where no lease can be had (another owner's file, a network file
+    system) nobody is kept from anything.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # who wants to open it: no harmful signal
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            who = clean_text(_who(os.fstat(fd), "something that cannot be seen from here"))
+            raise InUseError(f"{path} is in use: {who} has it open", hint=_HINT) from error
+        yield
+        return
+    try:
+        yield
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
 def findings(path: Path) -> list[str]:
     """Return what uses a file or block device, one clause each; empty when nothing is seen.
 

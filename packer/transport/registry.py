@@ -169,6 +169,11 @@ class Registry:
                 self._takes_chunks = False  # the following blobs need not try
         upload.in_one_piece()
 
+    @property
+    def received_bytes(self) -> int:
+        """Return how many bytes of blobs came so far, wanted or not."""
+        return self._http.client.received_bytes
+
     def close(self) -> None:
         """Give the connections back."""
         self._http.close()

@@ -18,6 +18,7 @@ from packer.density import compact as compacting
 from packer.density.discard import discard
 from packer.errors import InputError, InUseError, UsageError
 from packer.progress import Advance, Silent
+from packer.survey.in_use import kept_from_everybody
 from tests.density.places import BLOCK, MIB, digest
 from tests.host import needs_root, run
 from tests.round_trip.command import Vmpack
@@ -200,10 +201,10 @@ def test_a_suspended_guest_is_refused(tmp_path: Path) -> None:
 
 def refused(disk: Path, kind: type[Exception], words: str) -> Exception:
     """It is refused, and nothing of it was touched."""
-    before, room = digest(disk), taken(disk)
+    before, touched_ns = digest(disk), disk.stat().st_mtime_ns
     with pytest.raises(kind, match=words) as caught:
         compacting.compact(disk)
-    assert (digest(disk), taken(disk)) == (before, room)
+    assert (digest(disk), disk.stat().st_mtime_ns) == (before, touched_ns)
     return caught.value
 
 
@@ -234,7 +235,9 @@ def test_a_base_of_overlays_is_refused_and_so_are_they(noisy: Path) -> None:
     overlay = noisy.with_name("overlay.qcow2")
     run("qemu-img", "create", "-q", "-f", "qcow2", "-b", noisy, "-F", "raw", overlay)
     refused(noisy, InUseError, "overlays stand on it")
-    refused(overlay, InputError, "is an overlay")
+    error = refused(overlay, InputError, "is an overlay")
+    assert isinstance(error, InputError)
+    assert "--backing" not in error.hint, "compact has no such option"
 
 
 def test_other_containers_are_refused(noisy: Path) -> None:
@@ -287,6 +290,56 @@ def test_a_disk_that_changes_meanwhile_is_left_alone(noisy: Path, container: str
     assert taken(disk) == before
 
 
+@pytest.mark.parametrize("container", ["raw", "qcow2"])
+def test_another_file_that_takes_its_name_meanwhile_is_left_alone(
+    noisy: Path, container: str
+) -> None:
+    disk = noisy if container == "raw" else as_qcow2(noisy)
+    other, kept = disk.with_name("other"), disk.with_name("kept")
+    copy_sparse(disk, other)
+    before = digest(disk)
+
+    def replace() -> None:
+        disk.rename(kept)
+        other.rename(disk)
+
+    with pytest.raises(InUseError, match="was changed meanwhile"):
+        compacting.compact(disk, progress=Meddling(replace))
+    assert digest(disk) == digest(kept) == before
+
+
+def test_qemu_changes_the_open_file_whatever_has_its_name(noisy: Path) -> None:
+    image = as_qcow2(noisy)
+    other = copy_sparse(image, image.with_name("other"))
+    before = digest(other)
+    with image.open("r+b") as file:
+        other.rename(image)
+        discard(image, file.fileno(), [(32 * MIB, 48 * MIB)])
+        assert os.fstat(file.fileno()).st_blocks * 512 < taken(image) - 8 * MIB
+    assert digest(image) == before
+
+
+def test_nobody_can_open_the_disk_while_holes_are_made(noisy: Path) -> None:
+    opener = "import os, sys; os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)"
+    command = ["python3", "-c", opener, noisy]
+    with noisy.open("r+b") as file:
+        with kept_from_everybody(noisy, file.fileno()):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "BlockingIOError" in done.stderr
+        subprocess.run(command, check=True)
+
+
+def test_whoever_reads_the_disk_when_holes_are_made_stops_it(noisy: Path) -> None:
+    """They might open it to write in the next moment, and nobody could keep them from it."""
+    before = digest(noisy)
+    with (
+        holding("file = open(path, 'rb')", noisy),
+        pytest.raises(InUseError, match="has it open"),
+    ):
+        compacting.compact(noisy)
+    assert digest(noisy) == before
+
+
 def test_whoever_opens_the_disk_meanwhile_stops_it(noisy: Path) -> None:
     before = digest(noisy)
     command = ["python3", "-c", "import sys; f = open(sys.argv[1], 'r+b'); sys.stdin.read()"]
@@ -332,8 +385,12 @@ def test_an_interruption_leaves_a_good_disk_and_the_next_run_goes_on(
 
 
 def test_qemu_that_refuses_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"qemu-io refused: .*none\.qcow2"):
-        discard(tmp_path / "none.qcow2", [(0, 65536)])
+    image = tmp_path / "none.qcow2"
+    with (
+        image.open("w+b") as file,
+        pytest.raises(InputError, match=r"qemu-io refused: .*none\.qcow2"),
+    ):
+        discard(image, file.fileno(), [(0, 65536)])
 
 
 def test_the_command_prints_before_and_after(noisy: Path, run_vmpack: Vmpack) -> None:

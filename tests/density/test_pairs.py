@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from packer.density.dedupe_range import MAX_BYTES
 from packer.density.pairs import alike, pair_up, phase, plan
-from packer.density.share import MAX_BYTES
 from packer.density.units import Units
 from tests.density.places import BLOCK, MIB
 

@@ -161,6 +161,41 @@ def test_a_large_disk_is_ready_at_once(tmp_path: Path) -> None:
     assert within_time(work()) < 1.0
 
 
+def test_a_disk_in_crumbs_is_read_in_bounded_pieces(tmp_path: Path) -> None:
+    """A hostile map: each byte lies elsewhere in one content."""
+    data = numbered(65_536, 7)
+    count = 200_000
+    offsets = (np.arange(count) * 7919 % len(data)).tolist()
+    crumbs = [(Kind.CONTENT, 1, 0, offset) for offset in offsets]
+    disk_map = map_of(contents_of([data]), [*crumbs, (Kind.ZERO, -count % 512, -1, 0)])
+    disk = disk_of(disk_map, [data])
+    place = tmp_path / "full.vmpack"
+    write_pack(place, [data], [Class.SHARED], disk_map=disk_map).close()
+
+    async def work() -> None:
+        with open_pack(str(place)) as pack:
+            async with running(pack, [], tmp_path / "store") as lazy:
+                longest = 0.0
+
+                async def watch() -> None:
+                    nonlocal longest
+                    while True:
+                        began = time.monotonic()
+                        await asyncio.sleep(0)
+                        longest = max(longest, time.monotonic() - began)
+
+                watching = asyncio.create_task(watch())
+                for _ in range(2):
+                    parts = await lazy.disk.read(0, len(disk))
+                    assert joined(parts) == disk
+                    assert len(parts) <= 8
+                assert lazy.disk.read_now(0, len(disk)) is None
+                watching.cancel()
+                assert longest < 0.2
+
+    within_time(work())
+
+
 # -- real guests -----------------------------------------------------------------------------------
 
 

@@ -37,8 +37,9 @@ def other_host(
 
 def carry(vm: Vm, pack: Path, folder: Path) -> int:
     """Carry a VM and a pack to a folder; return the bytes that travel. Holes do not."""
-    packing = ["tar", "--sparse", "--create", "-C", vm.folder, *OF_A_VM, "-C", pack.parent]
-    stream = subprocess.run([*packing, pack.name], check=True, capture_output=True).stdout
+    what = ["-C", str(vm.folder), *OF_A_VM, "-C", str(pack.parent), pack.name]
+    packing = ["tar", "--sparse", "--create", *what]
+    stream = subprocess.run(packing, check=True, capture_output=True).stdout
     place = folder / "vms" / vm.folder.name
     place.mkdir(parents=True)
     subprocess.run(["tar", "--extract", "-C", place], input=stream, check=True)

@@ -187,6 +187,23 @@ def test_a_machine_is_pinned_to_its_version() -> None:
     assert (found.disk, found.network, found.clock) == ("ide", "e1000", "localtime")
 
 
+@pytest.mark.parametrize(
+    ("line", "machine"),
+    [
+        ("pc  Ubuntu 24.04 PC (i440FX + PIIX, 1996) (alias of pc-i440fx-noble)", "pc-i440fx-noble"),
+        ("pc  RHEL 7.6.0 PC (i440FX) (alias of pc-i440fx-rhel7.6.0)", "pc-i440fx-rhel7.6.0"),
+        ("pc  Ubuntu PC (HPB) (alias of pc-i440fx-jammy-hpb)", "pc-i440fx-jammy-hpb"),
+    ],
+)
+def test_distributions_number_machines_in_their_own_way(
+    tmp_path: Path, line: str, machine: str
+) -> None:
+    program = tmp_path / "qemu"
+    program.write_text(f"#!/bin/sh\necho '{line}'\n")
+    program.chmod(0o755)
+    assert programs.pinned_machine(program, "pc") == machine
+
+
 def test_a_guest_of_another_architecture_is_refused() -> None:
     with pytest.raises(InputError, match="found aarch64"):
         choose_hardware(Guest(architecture="aarch64"), EMULATOR, "demo")

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,16 @@ from packer.sources.store import Store
 from tests.artifact.real_packs import hints_of
 from tests.run.lazy import DISK, DISK_MAP, Lazy, pack_with, running, thin_pack, until, within_time
 from tests.sources.stores import put
-from tests.unpack.simulated import DATA, MISDEEDS, Fickle, Files, InBlocks, Simulated, for_others
+from tests.unpack.simulated import (
+    DATA,
+    MISDEEDS,
+    Fickle,
+    Files,
+    InBlocks,
+    Simulated,
+    breaks_after,
+    for_others,
+)
 
 MIB = 1 << 20
 ELSEWHERE = [2, 3, 4, 5]
@@ -348,6 +358,193 @@ def test_a_read_that_waits_goes_on_when_its_content_appears(
             put(Store(tmp_path / "store"), DATA[4])
             lazy.resolver.retry()
             assert await late == DATA[4]
+
+    within_time(work())
+
+
+# -- what is slow ----------------------------------------------------------------------------------
+
+
+def dripping(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    for piece in pieces:
+        time.sleep(0.5)
+        yield piece
+
+
+async def read_last_block(lazy: Lazy) -> None:
+    last = 3 * MIB
+    assert await lazy.read(place_of(2) + last, 5) == DATA[2][last : last + 5]
+
+
+def test_a_read_waits_longer_while_its_source_goes_on_sending(
+    tmp_path: Path, thin: OpenedPack
+) -> None:
+    async def work() -> None:
+        slow = Simulated("slow:", {2: DATA[2]}, local=False, twist=dripping)
+        async with running(thin, [slow], tmp_path / "store", hold_seconds=1.2) as lazy:
+            started = time.monotonic()
+            await read_last_block(lazy)
+            assert time.monotonic() - started > 1.5
+
+    within_time(work())
+
+
+def test_a_read_does_not_wait_for_ever(tmp_path: Path, thin: OpenedPack) -> None:
+    async def work() -> None:
+        slow = Simulated("slow:", {2: DATA[2]}, local=False, twist=dripping)
+        times = {"hold_seconds": 0.6, "most_hold_seconds": 1.0}
+        async with running(thin, [slow], tmp_path / "store", **times) as lazy:
+            with pytest.raises(UnavailableError):
+                await read_last_block(lazy)
+            await until(lambda: lazy.given_by("slow:").proven_bytes == len(DATA[2]))
+            await read_last_block(lazy)  # it was brought all the same
+
+    within_time(work())
+
+
+class Parcels(Simulated):
+    """A source that receives for long before it can send the first piece."""
+
+    received_bytes = 0
+
+    def _pieces(self, rows: np.ndarray) -> Iterator[Piece]:
+        for _ in range(20):
+            time.sleep(0.1)
+            self.received_bytes += 1000
+        yield from super()._pieces(rows)
+
+
+def test_bytes_on_their_way_are_waited_for_before_they_are_pieces(
+    tmp_path: Path, thin: OpenedPack
+) -> None:
+    async def work() -> None:
+        parcels = Parcels("parcels:", {4: DATA[4]}, local=False)
+        async with running(thin, [parcels], tmp_path / "store", hold_seconds=0.6) as lazy:
+            assert await read_content(lazy, 4) == DATA[4]
+
+    within_time(work())
+
+
+class Searching(Simulated):
+    """A source that finds nothing unless it looks deep, which takes a while."""
+
+    def find(self, wanted: Wanted, *, deep: bool) -> Offers:
+        found = super().find(wanted, deep=deep)
+        if not deep:
+            return Offers(*[column[:0] for column in astuple(found)])
+        time.sleep(0.8)
+        return found
+
+
+def test_what_a_slow_search_found_is_fetched(tmp_path: Path, thin: OpenedPack) -> None:
+    async def work() -> None:
+        async with running(thin, [Searching()], tmp_path / "store") as lazy:
+            assert await read_content(lazy, 4) == DATA[4]
+
+    within_time(work())
+
+
+class Lingering(Simulated):
+    """A source that looks deep, or forgets, for as long as it likes."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__("lingering:", {})
+        self.how = how
+        self.go_on = threading.Event()
+
+    def find(self, wanted: Wanted, *, deep: bool) -> Offers:
+        if deep and self.how == "looks deep":
+            self.go_on.wait(15)
+        return super().find(wanted, deep=deep)
+
+    def renew(self) -> None:
+        if self.how == "forgets":
+            self.go_on.wait(15)
+
+
+@pytest.mark.parametrize("how", ["looks deep", "forgets"])
+def test_a_source_that_takes_long_does_not_keep_others_from_being_asked_again(
+    tmp_path: Path, thin: OpenedPack, how: str
+) -> None:
+    lingering, other = Lingering(how), Simulated("other:", {}, local=False)
+
+    async def work() -> None:
+        async with running(thin, [lingering, other], tmp_path / "store") as lazy:
+            late = asyncio.create_task(read_content(lazy, 4))
+            await asyncio.sleep(0.5)
+            other.held[4] = DATA[4]
+            assert await late == DATA[4]
+            lingering.go_on.set()
+
+    within_time(work())
+
+
+# -- what is told ----------------------------------------------------------------------------------
+
+
+def test_bytes_are_counted_where_they_came_from(tmp_path: Path, thin: OpenedPack) -> None:
+    put(Store(tmp_path / "store"), DATA[3])
+    broken = Simulated("broken:", {2: DATA[2]}, local=False, cost=4000, twist=breaks_after(1))
+    good = InBlocks("good:", local=False)
+    good.cost = 99_000
+
+    async def work() -> None:
+        async with running(thin, [broken, good], tmp_path / "store") as lazy:
+            for _ in range(2):  # from the store, the second time
+                assert await lazy.read_all(16 * MIB) == DISK
+            proven = {one.uri: one.proven_bytes for one in lazy.resolver.status().sources}
+            assert proven["broken:"] == MIB
+            assert proven[f"store:{tmp_path / 'store'}"] == len(DATA[3])
+            assert sum(proven.values()) == sum(map(len, DATA))
+            assert lazy.given_by("broken:").fetched_bytes == 4000 * MIB // len(DATA[2])
+            assert lazy.given_by("good:").fetched_bytes == len(good.sent)
+
+    within_time(work())
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_what_comes_again_counts_once(tmp_path: Path, thin: OpenedPack, files: bool) -> None:
+    held = {2: DATA[2]}
+    source = Files(tmp_path / "files", held) if files else Simulated("files:", held)
+    (tmp_path / "store").touch()  # nothing can be kept there
+
+    async def work() -> None:
+        options = {"memory_bytes": 1}
+        async with running(thin, [source], tmp_path / "store", **options) as lazy:
+            for _ in range(2):
+                starts = range(place_of(2), place_of(2) + len(DATA[2]), MIB)
+                found = await asyncio.gather(*(lazy.read(start, 5) for start in starts))
+                assert found == [DATA[2][at : at + 5] for at in range(0, len(DATA[2]), MIB)]
+            assert len(source.fetched) > 1
+            assert lazy.given_by("files:").proven_bytes == len(DATA[2])
+
+    within_time(work())
+
+
+class InParcels(Simulated):
+    """All that it has comes in one parcel."""
+
+    def find(self, wanted: Wanted, *, deep: bool) -> Offers:
+        found = super().find(wanted, deep=deep)
+        return replace(
+            found, group=np.zeros_like(found.rows), group_bytes=np.array([5000], dtype=np.int64)
+        )
+
+
+def test_what_is_offered_again_and_again_is_not_kept_as_often(
+    tmp_path: Path, thin: OpenedPack
+) -> None:
+    parcels = InParcels("parcels:", {row: DATA[row] for row in (2, 3)}, local=False)
+
+    async def work() -> None:
+        async with running(thin, [parcels], tmp_path / "store") as lazy:
+            missing = asyncio.create_task(read_content(lazy, 4))
+            await until(lambda: len(parcels.asked) > 5)
+            parcels.held[4] = DATA[4]
+            await missing
+            (supplier,) = lazy.resolver.tiers[2]
+            assert len(supplier.offers_of(np.arange(len(DATA))).group_bytes) <= 2
+            assert lazy.given_by("parcels:").fetched_bytes == 5000
 
     within_time(work())
 

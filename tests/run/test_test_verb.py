@@ -34,6 +34,7 @@ def test_a_guest_that_says_the_marker_passes(
     assert report["missing"] == []
     supplied = {one["source"]: one["content_bytes"] for one in report["supplied"]}
     assert sum(supplied.values()) > 10_000_000
+    assert set(supplied) == {f"pack:{busybox.thin}", f"store:{vm_host.vmpack.home}/data/store"}
     assert b"nonce=up digests=ok" in log.read_bytes()
     assert not vm_host.vms()
     assert not list((vm_host.vmpack.home / "state").glob("vms/*"))

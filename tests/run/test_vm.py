@@ -6,18 +6,21 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from packer.errors import Error, InUseError, UsageError
+from packer.errors import Error, InputError, InUseError, UsageError
 from packer.run.hardware import Hardware, usual_memory_mib
 from packer.run.processes import Process, boot_id, identify, is_alive, open_process
 from packer.run.vm import (
     Record,
     Running,
     Vm,
+    VmMissingError,
     all_vms,
     check_name,
     find_vm,
@@ -112,7 +115,19 @@ def test_a_name_is_that_of_a_lease(tmp_path: Path, name: str) -> None:
         ("accelerator", "--help"),
         ("network", "tap,script=/bin/sh"),
         ("hardware", {"machine": "pc"}),
+        ("hardware", {**msgspec.to_builtins(RECORD.hardware), "machine": "pc,pflash0=code"}),
         ("uuid", None),
+        ("uuid", RECORD.uuid + ",x=y"),
+        ("mac", RECORD.mac + ",guestfwd=tcp:10.0.2.100:1-cmd:/bin/sh"),
+        ("mac", RECORD.mac + "\n"),
+        ("name", "../../leases/other"),
+        ("config", "sha256:../../x"),
+        ("ref_name", "demo\x1b[2J:1"),
+        ("ref_name", "demo:one"),
+        ("store", "store"),
+        ("store", "/store\0"),
+        ("pack", "/packs/\0"),
+        ("sources", ["dir:/\0"]),
     ],
 )
 def test_a_record_that_cannot_be_is_one_clear_error(
@@ -130,6 +145,61 @@ def test_a_damaged_record_is_one_clear_error(tmp_path: Path, data: bytes) -> Non
     path.write_bytes(data)
     with pytest.raises(Error, match=r"vm\.json"):
         find_vm("demo", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["console.log", "overlay.qcow2", "vm.json", "supervisor.old", "x"])
+def test_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    """Somebody else's stick: its guest would write to files of this host's user."""
+    vm = made(tmp_path / "state")
+    other = tmp_path / "other"
+    other.write_bytes(b"of the user")
+    (vm.folder / name).unlink(missing_ok=True)
+    (vm.folder / name).symlink_to(other)
+    with pytest.raises(InputError, match=name):
+        find_vm("demo", tmp_path / "state")
+    assert other.read_bytes() == b"of the user"
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    vm = made(tmp_path)
+    (vm.folder / "vm.json").unlink()
+    os.mkfifo(vm.folder / "vm.json")
+    with pytest.raises(InputError, match=r"vm\.json"):
+        find_vm("demo", tmp_path)
+
+
+def test_a_link_within_a_folder_is_none_of_somebody_elses(tmp_path: Path) -> None:
+    vm = made(tmp_path)
+    (vm.folder / "overlay.0123.qcow2").symlink_to("overlay.qcow2")
+    assert find_vm("demo", tmp_path) == vm
+
+
+def test_a_lock_that_was_waited_for_is_not_that_of_a_vm_removed_meanwhile(tmp_path: Path) -> None:
+    vm = made(tmp_path)
+    fd = vm.lock()
+    assert fd is not None
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(vm.lock, seconds=20.0)
+        time.sleep(0.5)
+        remove_folder(vm.folder)
+        made(tmp_path)
+        os.close(fd)
+        with pytest.raises(VmMissingError, match="removed meanwhile"):
+            waiting.result()
+
+
+def test_who_holds_a_vm_sees_what_was_written_down_last(tmp_path: Path) -> None:
+    vm = made(tmp_path)
+    vm.changed(memory_mib=512)
+    with vm.held() as now:
+        assert now is not None
+        assert now.record.memory_mib == 512
+        with vm.held() as other:
+            assert other is None
+    remove_folder(vm.folder)
+    made(tmp_path, msgspec.structs.replace(RECORD, uuid=RECORD.uuid.replace("3", "4")))
+    with pytest.raises(VmMissingError, match="another is called so"), vm.held():
+        pass
 
 
 def test_one_process_at_a_time_has_the_lock(tmp_path: Path) -> None:

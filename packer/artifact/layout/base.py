@@ -85,6 +85,15 @@ class Renewing(Protocol):
         """Forget that: they may be there by now."""
 
 
+@runtime_checkable
+class Receiving(Protocol):
+    """Something that things travel to, and that knows of them before they are whole."""
+
+    @property
+    def received_bytes(self) -> int:
+        """Return how many bytes came so far, wanted or not."""
+
+
 class BlobWriter(Protocol):
     """A blob whose size and digest are known only when it ends. Discarded unless finished."""
 

@@ -54,6 +54,11 @@ class RegistryLayout:
         self._sizes[self._digest] = len(self._manifest)
         self._named = dict(self._sizes)
 
+    @property
+    def received_bytes(self) -> int:
+        """Return how many bytes came so far, wanted or not."""
+        return self._registry.received_bytes
+
     def index(self) -> bytes:
         """Return the bytes of an index.json that names this one manifest."""
         return manifests.encode_index(

@@ -49,6 +49,11 @@ class WebLayout:
             self.close()
             raise
 
+    @property
+    def received_bytes(self) -> int:
+        """Return how many bytes came so far, wanted or not."""
+        return self._client.received_bytes
+
     def index(self) -> bytes:
         """Return the bytes of index.json."""
         return self._layout.index()

@@ -132,7 +132,7 @@ class NbdServer:
                 await self._welcome(connection, tls)
             except OSError:
                 pass  # gone already
-            except Exception:  # whatever is wrong with one, the next ones are taken
+            except Exception:  # noqa: BLE001 - the next ones are taken all the same
                 _log.exception("unexpected")
 
     async def _welcome(self, connection: socket.socket, tls: ssl.SSLContext | None) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from packer.density.dedupe_range import DIFFERS, SAME, share, why_not
 from packer.density.file_extents import NOWHERE, file_extents
-from packer.density.share import DIFFERS, SAME, share, why_not
 from tests.density.places import BLOCK, BTRFS, XFS, sharing
 from tests.host import ROOT, as_nobody, run, shared_bytes
 
