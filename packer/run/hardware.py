@@ -7,13 +7,13 @@ activated again on another machine, and names of network cards follow from where
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from packer.artifact.config import Guest
 from packer.errors import InputError
-from packer.run.programs import pinned_machine
+from packer.run.programs import MACHINE, pinned_machine
 
 MIB = 1 << 20
 USUAL_MEMORY_MIB = 2048
@@ -32,7 +32,7 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
     its card. clock: what the real-time clock shows.
     """
 
-    machine: str
+    machine: Annotated[str, msgspec.Meta(pattern=rf"\A{MACHINE}\Z")]
     firmware: Literal["bios", "uefi"]
     disk: Literal["virtio", "ide"]
     network: Literal["virtio-net-pci", "e1000"]

@@ -17,7 +17,12 @@ _PACKAGES = {
     EMULATOR: "qemu-system-x86 on Debian, Ubuntu and Fedora, qemu on openSUSE and Arch",
     IMAGE_TOOL: "qemu-utils on Debian and Ubuntu, qemu-img on Fedora, qemu-tools on openSUSE",
 }
-_PINNED = re.compile(r"\(alias of (pc-[a-z0-9]+-[0-9.]+)\)")
+
+MACHINE = "pc-[a-z0-9]+-[A-Za-z0-9][A-Za-z0-9.+-]*"
+"""A name with a version; Ubuntu's and Red Hat's QEMU have versions of their own ("-noble",
+"-rhel9.4.0")."""
+
+_PINNED = re.compile(rf"\(alias of ({MACHINE})\)")
 _ASK_SECONDS = 60.0
 
 

@@ -153,7 +153,8 @@ class Resolver:
         size, missing = self._contents.size, sorted({row for row, _ in self._coming.missing})
         carrier = int(self._seeker.carrier is not None)
         records = [one.record() for one in self._seeker.suppliers]
-        at_hand = self._kept.at_hand
+        # A copy: numpy counts a mask before it fills, and threads set more of it meanwhile.
+        at_hand = self._kept.at_hand.copy()
         return Status(
             sources=(*records[:carrier], self._kept.record(), *records[carrier:]),
             missing=tuple(self._missing_content(row) for row in missing[:MISSING_SHOWN]),

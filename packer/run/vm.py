@@ -23,9 +23,10 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -52,6 +53,17 @@ MAC_PREFIX = "52:54:00"
 MAX_VM_NAME = 64
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_VM_NAME - 1}}}")
 _TRY_SECONDS = 0.05
+
+# A folder of VMs may be a stick of somebody else's: what QEMU, systemd and libvirt are told of it
+# is nothing but what it should be.
+_Path = Annotated[str, msgspec.Meta(pattern=r"\A/[^\x00]*\Z")]
+_Line = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00]+\Z")]
+_Name = Annotated[str, msgspec.Meta(pattern=rf"\A{_NAME.pattern}\Z")]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
+_RefName = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9._-]{1,128}:[1-9][0-9]{0,15}\Z")]
+_Uuid = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
+_Mac = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")]
+
 _STATE_HINT = "name another folder for the private areas of VMs with --state"
 
 
@@ -69,17 +81,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     schema: int = SCHEMA
-    name: str
-    pack: str
-    config: str
-    ref_name: str
+    name: _Name
+    pack: _Line
+    config: _Digest
+    ref_name: _RefName
     disk_bytes: Annotated[int, msgspec.Meta(gt=0)]
-    sources: tuple[str, ...] = ()
+    sources: tuple[_Line, ...] = ()
     offline: bool = False
-    store: str
+    store: _Path
     complete: bool = False
-    uuid: str
-    mac: str
+    uuid: _Uuid
+    mac: _Mac
     hardware: Hardware
     memory_mib: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
     cpus: Annotated[int, msgspec.Meta(ge=1, le=1 << 10)]
@@ -195,12 +207,41 @@ class Vm:
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return fd
+                break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     os.close(fd)
                     return None
             time.sleep(_TRY_SECONDS)
+        if self._is_still(fd):
+            return fd
+        os.close(fd)
+        raise VmMissingError(f"the VM {self.name} was removed meanwhile")
+
+    @contextmanager
+    def held(self, *, seconds: float = 0.0) -> Iterator[Vm | None]:
+        """Hold its lock, and give it as it is written down then; None while another holds it.
+
+        Raises VmMissingError when it is no more, even if another has its name by now.
+        """
+        fd = self.lock(seconds=seconds)
+        if fd is None:
+            yield None
+            return
+        try:
+            now = self.read_again()
+            if now.record.uuid != self.record.uuid:
+                raise VmMissingError(f"the VM {self.name} is no more, another is called so now")
+            yield now
+        finally:
+            os.close(fd)
+
+    def _is_still(self, lock: int) -> bool:
+        """Return whether a lock is that of the folder which has its name now."""
+        try:
+            return os.path.samestat((self.folder / "lock").stat(), os.fstat(lock))
+        except FileNotFoundError:
+            return False
 
 
 def vms_folder(state: Path | None) -> Path:
@@ -229,6 +270,7 @@ def find_vm(name: str, state: Path | None = None) -> Vm | None:
         return None
     folder = vms_folder(state) / name
     path = folder / "vm.json"
+    _refuse_links_out_of(folder)
     try:
         with path.open("rb") as file:
             data = file.read(MAX_RECORD_BYTES)
@@ -243,6 +285,28 @@ def find_vm(name: str, state: Path | None = None) -> Vm | None:
     if record.schema != SCHEMA:
         raise InputError(f"{path}: schema: expected {SCHEMA}, found {record.schema}")
     return Vm(folder, record)
+
+
+def _refuse_links_out_of(folder: Path) -> None:
+    """Raise InputError if a name in the folder of a VM leads to something elsewhere.
+
+    Whoever made the folder could let its guest write to any file of this host's user: what it says
+    on its console is appended to a file of this folder, for one.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                mode = entry.stat(follow_symlinks=False).st_mode
+                inside = stat.S_ISLNK(mode) and os.sep not in os.readlink(entry.path)  # noqa: PTH115
+                if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or inside):
+                    raise InputError(
+                        f"{entry.path}: expected a file, found something that leads elsewhere",
+                        hint="a VM's folder holds all that is its own; --state names other places",
+                    )
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise Error(f"{folder}: {error.strerror}") from error
 
 
 def the_vm(name: str, state: Path | None = None) -> Vm:
@@ -330,9 +394,9 @@ def _encoded(record: Record) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -507,7 +507,8 @@ def test_guests_built_apart_take_what_is_unique_to_them(vm_host: VmHost, tmp_pat
         assert report["after_bytes"] == pytest.approx(total, rel=0.01)
         assert used_bytes(point) <= 1.1 * report["unique_bytes"]
         for one in guests:
-            wishes = ("--memory", MEMORY, "--cpus", "1", "--accel", "tcg", "--state", point)
+            memory = MEMORY if one.firmware == "bios" else "512"
+            wishes = ("--memory", memory, "--cpus", "2", "--accel", "tcg", "--state", point)
             arguments = guest_arguments(one.name)
             said = vm_host.vmpack.good("run", one.name, *wishes, "--", *arguments)
             assert f"nonce={one.name} digests=ok" in said

@@ -1,4 +1,4 @@
-"""Where the files of a survey lie in the file that the disk is, and how little a wrong one costs."""
+"""Where the files of a survey lie in the file that the disk is, and what a wrong survey costs."""
 
 from __future__ import annotations
 
