@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint demo demo-image bench guests host-packages lock clean
+.PHONY: help test lint demo demo-image bench bench-running guests host-packages lock clean
 
 help:  ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ demo-image: host-packages $(STAMP)  ## run the nightly job of examples/ci, step 
 
 bench: host-packages $(STAMP)  ## measure against peers, side by side; writes build/bench/
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m benchmarks.run
+
+bench-running: host-packages $(STAMP)  ## measure VMs that run straight from a pack (an hour)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m benchmarks.running
 
 guests: host-packages $(STAMP)  ## build the guests that tests and demo use
 	$(BIN)/python -m fixtures.guests

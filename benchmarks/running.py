@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from benchmarks.bench import Bench
@@ -42,6 +43,7 @@ def main() -> int:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"expected {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the VMs end with it, too
     name = "-".join(["running", *options.parts])
     bench = Bench("debian-bios", slow=False, folder=name)
     run(bench.vmpack("key", "generate"))

@@ -38,6 +38,7 @@ FORMAT = ROOT / "docs" / "format.md"
 NOT_OF_VMPACK = {
     *("--patch-from", "--verify", "--long", "--sparse", "--scale"),
     *("--attach", "--reason"),  # virt-viewer, virsh
+    "--dedupe-options",  # duperemove
 }
 """Options of other programs that the pages name."""
 

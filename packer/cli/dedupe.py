@@ -10,7 +10,7 @@ from pathlib import Path
 from packer.cli.options import add_common, add_verb, jobs_of, print_json, progress_of
 from packer.density.dedupe import DedupeReport, dedupe
 from packer.density.idle import stand_back
-from packer.errors import Error, UsageError
+from packer.errors import InputError, UsageError
 from packer.progress import note
 from packer.text import format_bytes, format_table
 
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         time.sleep(60 * options.watch)
         try:
             _once(options)
-        except Error as error:  # a disk may be there again the next time
+        except (InputError, UsageError) as error:  # it may be there again the next time
             note(str(error))
 
 

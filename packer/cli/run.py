@@ -172,13 +172,14 @@ def _vm(options: argparse.Namespace) -> tuple[Vm, Verdict | None]:
 
 def _as_wished(vm: Vm, options: argparse.Namespace) -> Vm:
     """Return a known VM with what the user wants otherwise now, which it keeps."""
-    if vm.running() is None:
-        facts = wishes_of(options).facts()
-        if options.offline:
-            facts["offline"] = True
-        if options.complete is not None:
-            facts["complete"] = options.complete
-        return vm.changed(**facts)
+    with vm.held() as now:
+        if now is not None and now.running() is None:
+            facts = wishes_of(options).facts()
+            if options.offline:
+                facts["offline"] = True
+            if options.complete is not None:
+                facts["complete"] = options.complete
+            return now.changed(**facts)
     if any((options.memory, options.cpus, options.accel, options.net, options.complete)):
         note(f"{vm.name} runs already: what it has stays as it is")
     return vm

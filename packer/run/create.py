@@ -145,16 +145,17 @@ def known_vm(
             f"expected {pack.config.ref_name}, {spec.config[:19]}…",
             hint="--new makes another VM, --name calls it",
         )
-    if vm.running() is not None:
-        return vm
-    if vm.base is None:
-        served.store.leases.lease(vm.lease, pack.map.contents.digest)
-    sources: dict[str, object] = {}
-    if served.sources:
-        sources = {"sources": spec.sources}
-    elif vm.record.store != spec.store:
-        sources = {"sources": tuple(absolute_source(one) for one in usual)}
-    return vm.changed(pack=spec.pack, store=spec.store, **sources)
+    with vm.held() as now:
+        if now is None or now.running() is not None or now.record.config != spec.config:
+            return vm
+        if now.base is None:
+            served.store.leases.lease(now.lease, pack.map.contents.digest)
+        sources: dict[str, object] = {}
+        if served.sources:
+            sources = {"sources": spec.sources}
+        elif now.record.store != spec.store:
+            sources = {"sources": tuple(absolute_source(one) for one in usual)}
+        return now.changed(pack=spec.pack, store=spec.store, **sources)
 
 
 def _spec(pack: OpenedPack, served: DiskOrigin) -> ServerSpec:

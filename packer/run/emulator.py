@@ -73,24 +73,32 @@ class Emulator:
         hear: Callable[[Event], None],
         show: Callable[[bytes], None],
     ) -> Emulator:
-        """Start QEMU. Raises QemuError with what it says when it ends again."""
+        """Start QEMU. Raises QemuError with what it says when it ends again, InputError for an
+        overlay that it must not open.
+        """
         log = vm.folder / "qemu.log"
         log_start = log.stat().st_size if log.exists() else 0
         for socket in (wiring.monitor, wiring.serial):
             socket.unlink(missing_ok=True)
+        qemu.check_overlay(vm)
         line = qemu.command(vm, wiring, start.arguments)
         console_start = vm.console.stat().st_size if vm.console.exists() else 0
-        child = qemu.launch(line, log, Path(start.folder))
-        # Nobody has waited for it yet, so the id is its own, even if it has ended.
-        process = processes.identify(child.pid) or Process(child.pid, 0, "")
         running = Running(
-            process=process,
+            process=Process(0, 0, ""),
             runtime=str(wiring.runtime),
             accelerator=wiring.accelerator,
             console_start=console_start,
             started=time.time(),
         )
-        vm.note_running(running)
+
+        def note(pid: int) -> None:
+            nonlocal running
+            # Nobody has waited for it yet, so the id is its own, even if it has ended.
+            process = processes.identify(pid) or Process(pid, 0, "")
+            running = msgspec.structs.replace(running, process=process)
+            vm.note_running(running)
+
+        child = qemu.launch(line, log, Path(start.folder), note)
         emulator = cls(running, os.pidfd_open(child.pid), hear, show)
         emulator._child = child
         try:

@@ -8,10 +8,10 @@ by the kernel (KSM), which is libvirt's default. Source: https://libvirt.org/for
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -20,7 +20,7 @@ from packer.errors import Error, UsageError
 from packer.run import programs
 from packer.run.accelerator import Accelerator, find_accelerator
 from packer.run.firmware import find_uefi
-from packer.run.qemu import RECONNECT_SECONDS
+from packer.run.qemu import RECONNECT_SECONDS, check_overlay
 from packer.run.unit import Manager
 from packer.run.vm import Vm
 
@@ -46,6 +46,7 @@ def domain_xml(vm: Vm, manager: Manager, socket: Path, *, reconnects: bool) -> s
     without, its death pauses the domain until somebody resumes it. Raises Error when this host
     lacks QEMU or firmware, UsageError for what XML cannot hold.
     """
+    check_overlay(vm)
     record = vm.record
     program = programs.find(programs.EMULATOR)
     domain = Xml.Element("domain", type=_kind(record.accelerator or find_accelerator(program)))
@@ -79,7 +80,8 @@ def link_overlay(vm: Vm) -> Path:
     digest = vm.record.config.partition(":")[2][:_DIGITS]
     link = vm.overlay.with_name(f"{vm.overlay.stem}.{digest}{vm.overlay.suffix}")
     try:
-        with suppress(FileExistsError):
+        if not link.is_symlink() or os.readlink(link) != vm.overlay.name:  # noqa: PTH115
+            link.unlink(missing_ok=True)
             link.symlink_to(vm.overlay.name)
     except OSError as error:
         raise Error(f"{link}: cannot be made: {error.strerror}") from error

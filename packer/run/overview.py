@@ -56,8 +56,9 @@ class VmReport:
 def look_at_vms(vms: Iterable[Vm]) -> list[VmReport]:
     """Return how VMs are, in their order."""
     vms = list(vms)
-    sharers = Counter(_base(vm) for vm in vms if vm.base is None)
-    shared = {_base(vm): _shared_bytes(vm) for vm in vms if vm.base is None}
+    served = [vm for vm in vms if vm.base is None]
+    sharers = Counter(map(_base, served))
+    shared = {base: _shared_bytes(vm) for base, vm in {_base(vm): vm for vm in served}.items()}
     return [_look_at(vm, shared, sharers) for vm in vms]
 
 
@@ -79,7 +80,7 @@ def _look_at(
         pid=pid,
         accelerator=running.accelerator if running is not None else "",
         memory=memory_of(pid) if pid else Memory(),
-        own_bytes=sum(_taken(path) for path in vm.folder.iterdir()),
+        own_bytes=_own_bytes(vm),
         shared_bytes=shared.get(_base(vm), 0) if vm.base is None else 0,
         sharers=sharers.get(_base(vm), 0) if vm.base is None else 0,
         spare_bytes=now.spare_bytes if now is not None else -1,
@@ -116,6 +117,13 @@ def _shared_bytes(vm: Vm) -> int:
     if digests is None:
         return 0
     return sum(_taken(store.path_of(bytes(digest))) for digest in digests)
+
+
+def _own_bytes(vm: Vm) -> int:
+    try:
+        return sum(_taken(path) for path in vm.folder.iterdir())
+    except OSError:  # it was removed meanwhile
+        return 0
 
 
 def _taken(path: Path) -> int:

@@ -14,11 +14,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from formats.container.qcow2 import read_header
+from formats.errors import FormatError
+from formats.source import FileSource
 from packer.environment import inherited
+from packer.errors import InputError
 from packer.run import programs
 from packer.run.firmware import Uefi, find_uefi
 from packer.run.programs import QemuError
@@ -33,6 +37,8 @@ the rest of the cluster from the pack nor takes room for it."""
 
 DISK_NODE, FILE_NODE, BASE_NODE, OWN_BASE_NODE = "overlay", "overlay-file", "base", "own-base"
 """Names of the block nodes, for whoever changes them while the guest runs."""
+
+_WHEN_NOTED = 'read -r word && exec "$@" </dev/null'
 
 SERIAL_SOCKET, MONITOR_SOCKET = "serial", "qmp"
 
@@ -92,16 +98,35 @@ def command(vm: Vm, wiring: Wiring, more: Sequence[str] = ()) -> list[str]:
     ]
 
 
-def launch(line: Sequence[str], log: Path, folder: Path) -> subprocess.Popen[bytes]:
+def check_overlay(vm: Vm) -> None:
+    """Raise InputError for an overlay that QEMU must not open: it may be of somebody else's stick.
+
+    Its header could name any file of this host for what the guest writes.
+    """
+    try:
+        source = FileSource(vm.overlay)
+        try:
+            read_header(source)
+        finally:
+            source.close()
+    except (FormatError, OSError) as error:
+        raise InputError(f"{vm.overlay}: {error}") from error
+
+
+def launch(
+    line: Sequence[str], log: Path, folder: Path, note: Callable[[int], None]
+) -> subprocess.Popen[bytes]:
     """Start QEMU in a session of its own; what it says is added to a log.
 
-    folder: to which relative paths in the user's arguments refer. Raises QemuError.
+    folder: to which relative paths in the user's arguments refer. note: is called with the id of
+    its process, in which QEMU begins only when that has returned: whoever is killed before has
+    started nothing, and after it has written down what it started. Raises QemuError.
     """
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        return subprocess.Popen(
-            line,
-            stdin=subprocess.DEVNULL,
+        child = subprocess.Popen(
+            ["/bin/sh", "-c", _WHEN_NOTED, "sh", *line],
+            stdin=subprocess.PIPE,
             stdout=fd,
             stderr=fd,
             cwd=folder,
@@ -112,6 +137,15 @@ def launch(line: Sequence[str], log: Path, folder: Path) -> subprocess.Popen[byt
         raise QemuError(f"{line[0]} cannot be started: {error}") from error
     finally:
         os.close(fd)
+    assert child.stdin is not None
+    try:
+        note(child.pid)
+        os.write(child.stdin.fileno(), b"\n")
+    except OSError as error:
+        raise QemuError(f"{line[0]} cannot be started: {error}") from error
+    finally:
+        child.stdin.close()  # without a word it ends
+    return child
 
 
 def own_base_node(base: Path) -> dict[str, object]:
@@ -166,7 +200,10 @@ def _firmware(vm: Vm) -> tuple[str, list[str]]:
     """Return (what is added to the machine's options, arguments)."""
     if vm.record.hardware.firmware == "bios":
         return "", []
-    found = find_uefi(variables_bytes=vm.variables.stat().st_size)
+    try:
+        found = find_uefi(variables_bytes=vm.variables.stat().st_size)
+    except OSError as error:
+        raise InputError(f"{vm.variables}: {error.strerror}") from error
     nodes = (
         ("firmware-code", found.code, True),
         ("firmware-variables", vm.variables, False),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from packer.errors import InUseError
 from packer.run.session import stop_vm
-from packer.run.vm import Vm, all_vms, remove_folder
+from packer.run.vm import GONE_PREFIX, Vm, VmMissingError, all_vms, remove_folder, vms_folder
 from packer.sources.store import Store
 from packer.survey.in_use import refuse_if_in_use
 
@@ -22,19 +22,13 @@ def remove_vm(vm: Vm, *, force: bool = False) -> None:
     """
     if force and vm.running() is not None:
         stop_vm(vm, grace_seconds=0.0)
-    lock = vm.lock(seconds=_LOCK_SECONDS if force else 0.0)
-    if lock is None or vm.running() is not None:
-        if lock is not None:
-            os.close(lock)
-        raise InUseError(
-            f"the VM {vm.name} runs", hint=f"vmpack stop {vm.name}, or --force pulls its plug"
-        )
-    try:
-        if vm.overlay.exists():
-            refuse_if_in_use([vm.overlay])  # a QEMU of libvirt's has no supervisor
-        forget(vm)
-    finally:
-        os.close(lock)
+    with vm.held(seconds=_LOCK_SECONDS if force else 0.0) as now:
+        if now is None or now.running() is not None:
+            raise InUseError(
+                f"the VM {vm.name} runs", hint=f"vmpack stop {vm.name}, or --force pulls its plug"
+            )
+        _refuse_if_in_use(now)
+        forget(now)
 
 
 def forget(vm: Vm) -> None:
@@ -42,17 +36,26 @@ def forget(vm: Vm) -> None:
 
     The caller holds its lock.
     """
-    Store(Path(vm.record.store)).leases.release(vm.lease)
     remove_folder(vm.folder)
+    Store(Path(vm.record.store)).leases.release(vm.lease)
 
 
 def remove_left_behind(state: Path | None) -> None:
-    """Remove ephemeral VMs whose supervisor was killed together with their QEMU."""
-    for vm in all_vms(state):
-        if not vm.record.ephemeral or vm.running() is not None:
-            continue
-        with suppress(FileNotFoundError):
-            lock = vm.lock()
-            if lock is not None:
-                forget(vm)
-                os.close(lock)
+    """Remove ephemeral VMs whose supervisor was killed together with their QEMU.
+
+    One that never ran is about to be started. What a killed `rm` has left is removed, too.
+    """
+    for path in vms_folder(state).glob(f"{GONE_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for vm in all_vms(state, skip_damaged=True):
+        if vm.record.ephemeral:
+            with suppress(VmMissingError, InUseError), vm.held() as now:
+                if now is not None and now.has_run() and now.running() is None:
+                    _refuse_if_in_use(now)
+                    forget(now)
+
+
+def _refuse_if_in_use(vm: Vm) -> None:
+    """Raise InUseError if a QEMU of libvirt's runs it, which has no supervisor."""
+    if vm.overlay.exists():
+        refuse_if_in_use([vm.overlay])

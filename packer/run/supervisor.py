@@ -85,6 +85,7 @@ class Supervisor:
         self._stopping: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._detaching = asyncio.Lock()
+        self._stop_early: Stop | None = None
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mind the VM until it ends. ready: called once others can connect. Raises Error."""
@@ -93,7 +94,9 @@ class Supervisor:
         ready()
         try:
             emulator = await self._adopt() or await self._launch()
-            last = None if emulator is None else await self._mind(emulator)
+            last = Ended("stopped") if self._stop_early is not None else None
+            if emulator is not None:
+                last = await self._mind(emulator)
         except Error as error:
             await self._leave(Failed(failure_of(error)))
             raise
@@ -101,13 +104,13 @@ class Supervisor:
 
     async def _leave(self, last: Ended | Failed | None) -> None:
         """Tell how it went, when all is done: who hears it may start or remove the VM at once."""
+        self._link.stop_listening()  # before the folder goes: another VM may have its name then
         if self._vm.running() is None:
             self._vm.note_running(None)
             if self._vm.record.ephemeral:
                 forget(self._vm)
             elif self._vm.base is not None:
                 await self._finish_detaching()
-        self._link.stop_listening()
         os.close(self._lock)
         if last is not None:
             self._link.tell(last)
@@ -143,6 +146,8 @@ class Supervisor:
             accelerator = await asyncio.to_thread(find_accelerator, program)
             if accelerator == EMULATION:
                 self._say("no accelerator works here: the guest is emulated, which is slow")
+        if self._stop_early is not None:
+            return None
         wiring = Wiring(nbd, self._runtime, accelerator, start.window)
         return await Emulator.launch(self._vm, wiring, start, self._heard, self._show)
 
@@ -157,6 +162,8 @@ class Supervisor:
         shortening = asyncio.create_task(self._shorten_logs())
         await self._see_to_base(emulator)
         self._turn("running")
+        if self._stop_early is not None:
+            self._stop(self._stop_early.grace_seconds)
         with suppress(MonitorError):  # it may have been stopped before it was adopted
             if await emulator.status() == STOPPED:
                 self._heard("STOP")
@@ -299,6 +306,8 @@ class Supervisor:
                 client.tell(await self._detach(request))
             case Stop() if self._emulator is not None:
                 self._stop(request.grace_seconds)
+            case Stop() if self._is_starting():
+                self._stop_early = request  # whoever attends hears of its end
             case Stop():
                 self._not_running(client)
             case _:
@@ -323,6 +332,14 @@ class Supervisor:
         if not self._wanted.done():
             self._wanted.set_result(request.start)
         return None
+
+    def _is_starting(self) -> bool:
+        """Return whether it is to start, or its QEMU is about to be adopted."""
+        if self._emulator is not None:
+            return False
+        wanted = self._wanted
+        start = wanted is not None and wanted.done() and wanted.result() is not None
+        return start or self._vm.running() is not None
 
     def _not_running(self, client: Client) -> None:
         """Say that there is nothing to attend to, and end."""

@@ -96,7 +96,8 @@ def main(folder: str) -> None:
         if lock is None:
             _tell(_BUSY)
             return
-        _supervise(vm, lock)
+        # Whoever held the lock until now may have put another base below the overlay.
+        _supervise(vm.read_again(), lock)
     except Error as error:
         _log.error("%s%s", error, f" ({error.hint})" if error.hint else "")
     # A thread may still be waiting for a server that nobody needs any more.

@@ -240,17 +240,31 @@ class Supplier:
     def _ask(self, pieces: Sequence[Piece], rows: Rows) -> list[Piece]:
         """Ask once; return the pieces that did not come, or were wrong."""
         came: set[Piece] = set()
+        answered: set[int] = set()
         try:
             for sent in self._sent(pieces, rows):
                 if self._stopped:
                     break
+                answered.add(sent.row)
                 came.update(self._receive(sent, pieces))
+            else:
+                self._note_silence(rows_of(pieces), answered)
         except (Error, OSError) as error:
             self._complain(str(error))
         if self._whole and isinstance(self.source, Learning):
             rows, self._whole = np.unique(self._whole), []
             self.source.learn(rows, ok=True)
         return [piece for piece in pieces if piece not in came]
+
+    def _note_silence(self, rows: Rows, answered: set[int]) -> None:
+        """Complain of contents that were offered and not sent, by a source that does not guess.
+
+        A pack whose frames cannot be unpacked, for example.
+        """
+        if not isinstance(self.source, Learning):
+            for row in set(rows.tolist()) - answered:
+                name = self._contents.name(row)
+                self._complain(f"{self.source.uri}: offered {name} and did not send it")
 
     def _sent(self, pieces: Sequence[Piece], rows: Rows) -> Iterator[Sent]:
         """Yield what the source sends; what must have travelled for each piece is counted."""

@@ -134,6 +134,11 @@ def unit_word(word: str) -> str:
     return f'"{_text(word)}"'
 
 
+def _setting(word: str) -> str:
+    """Return a word as it stands where nothing is a command, and so "$" means itself."""
+    return unit_word(word).replace("$$", "$")
+
+
 def _text(text: str) -> str:
     if any("\ud800" <= one <= "\udfff" for one in text):
         raise UsageError(
@@ -160,7 +165,7 @@ def _before_and_after(vm: Vm, manager: Manager) -> list[str]:
     spec = vm.server_spec()
     places = [spec.store, *([spec.pack.partition("#")[0]] if spec.pack.startswith("/") else [])]
     return [
-        f"RequiresMountsFor={' '.join(unit_word(place) for place in places)}",
+        f"RequiresMountsFor={' '.join(_setting(place) for place in places)}",
         *([] if spec.offline else ["Wants=network-online.target", "After=network-online.target"]),
         "Before=libvirtd.service virtqemud.service libvirt-guests.service",
         "StartLimitIntervalSec=0",
@@ -169,7 +174,7 @@ def _before_and_after(vm: Vm, manager: Manager) -> list[str]:
 
 def _environment() -> list[str]:
     home = os.environ.get(HOME_VARIABLE, "")
-    return [f"Environment={unit_word(f'{HOME_VARIABLE}={Path(home).absolute()}')}"] if home else []
+    return [f"Environment={_setting(f'{HOME_VARIABLE}={Path(home).absolute()}')}"] if home else []
 
 
 def _runtime_folder(vm: Vm, manager: Manager, socket: Path) -> list[str]:

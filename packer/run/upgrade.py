@@ -61,10 +61,10 @@ def upgrade_vms(
     or another pack of that version, unless older ones are allowed.
     """
     with ExitStack() as held:
-        for vm in vms:
-            _keep_from_starting(vm, held)
+        kept = [_keep_from_starting(vm, held) for vm in vms]
+        for vm in kept:
             _check_successor(vm, pack, location, allow_older=allow_older)
-        found = [(vm, _held(vm.overlay)) for vm in vms]
+        found = [(vm, _held(vm.overlay)) for vm in kept]
         return [_upgrade(vm, holds, pack, location) for vm, holds in found]
 
 
@@ -97,18 +97,20 @@ def _held(overlay: Path) -> _Holds:
     return _Holds(header.size, written, header.nb_snapshots)
 
 
-def _keep_from_starting(vm: Vm, held: ExitStack) -> None:
-    """Keep a VM from being started meanwhile. Raises InUseError if it runs, under libvirt too."""
-    lock = vm.lock()
-    if lock is not None:
-        held.callback(os.close, lock)
-    if lock is None or vm.running() is not None:
+def _keep_from_starting(vm: Vm, held: ExitStack) -> Vm:
+    """Keep a VM from being started meanwhile, and return it as it is written down now.
+
+    Raises InUseError if it runs, under libvirt too.
+    """
+    now = held.enter_context(vm.held())
+    if now is None or now.running() is not None:
         raise InUseError(f"the VM {vm.name} runs", hint=f"vmpack stop {vm.name}")
     try:
         refuse_if_in_use([vm.overlay])
         held.enter_context(kept_from_qemu(vm.overlay))
     except OSError as error:
         raise Error(f"{vm.overlay}: {error.strerror}") from error
+    return now
 
 
 def _check_successor(vm: Vm, pack: OpenedPack, location: str, *, allow_older: bool) -> None:

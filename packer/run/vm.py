@@ -46,6 +46,9 @@ MAX_RECORD_BYTES = 1 << 20
 VMS = "vms"
 BASE_FILE: Literal["base.raw"] = "base.raw"
 OWN_PACK = "guest.vmpack"
+GONE_PREFIX = ".gone-"
+"""Of the name of a VM's folder while it is removed."""
+
 RUNTIME_KEY_DIGITS = 16
 MAC_PREFIX = "52:54:00"
 """Of QEMU and KVM; locally administered, so that no card in the world has it."""
@@ -177,6 +180,10 @@ class Vm:
             if is_alive(found.process):
                 return found
         return None
+
+    def has_run(self) -> bool:
+        """Return whether a QEMU was started that nobody has seen the end of, or it runs."""
+        return (self.folder / "running.json").exists()
 
     def note_running(self, running: Running | None) -> None:
         """Write down which QEMU runs, or that none does."""
@@ -319,8 +326,8 @@ def the_vm(name: str, state: Path | None = None) -> Vm:
     return found
 
 
-def all_vms(state: Path | None = None) -> Iterator[Vm]:
-    """Yield the VMs of a state folder, by name."""
+def all_vms(state: Path | None = None, *, skip_damaged: bool = False) -> Iterator[Vm]:
+    """Yield the VMs of a state folder, by name. Raises InputError for one that is damaged."""
     folder = vms_folder(state)
     try:
         names = sorted(os.listdir(folder))  # noqa: PTH208 - the names are what is wanted
@@ -329,7 +336,12 @@ def all_vms(state: Path | None = None) -> Iterator[Vm]:
     except OSError as error:
         raise Error(f"{folder}: {error.strerror}", hint=_STATE_HINT) from error
     for name in names:
-        found = find_vm(name, state)
+        try:
+            found = find_vm(name, state)
+        except InputError:
+            if not skip_damaged:
+                raise
+            continue
         if found is not None:
             yield found
 
@@ -373,7 +385,7 @@ def publish(folder: Path, record: Record, *, number: bool) -> Vm:
 
 def remove_folder(folder: Path) -> None:
     """Remove the folder of a VM: first its name, so that nobody meets half of one."""
-    gone = folder.with_name(f".gone-{secrets.token_hex(8)}")
+    gone = folder.with_name(f"{GONE_PREFIX}{secrets.token_hex(8)}")
     try:
         folder.rename(gone)
     except FileNotFoundError:

@@ -321,7 +321,7 @@ def test_qemu_changes_the_open_file_whatever_has_its_name(noisy: Path) -> None:
 
 def test_nobody_can_open_the_disk_while_holes_are_made(noisy: Path) -> None:
     opener = "import os, sys; os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)"
-    command = ["python3", "-c", opener, noisy]
+    command = ["python3", "-c", opener, str(noisy)]
     with noisy.open("r+b") as file:
         with kept_from_everybody(noisy, file.fileno()):
             done = subprocess.run(command, capture_output=True, text=True, check=False)

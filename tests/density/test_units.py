@@ -26,7 +26,8 @@ def found_on(
 
 def file(name: str, *blocks: tuple[int, int]) -> File:
     """A file of runs of blocks: (first, how many)."""
-    size, extents = 0, []
+    size = 0
+    extents: list[tuple[int, ...]] = []
     for first, count in blocks:
         extents.append((size, first * BLOCK, count * BLOCK))
         size += count * BLOCK

@@ -314,6 +314,9 @@ def test_a_unit_of_the_system_is_of_the_owner_and_comes_before_libvirt(vm: Vm) -
     assert "libvirtd.service" in lines["Before"]
     assert vm.record.store in lines["RequiresMountsFor"]
     assert lines["After"] == "network-online.target"
+    odd = directives(systemd_unit(vm.changed(store="/srv/$1"), manager, Path("/run/nbd"), PROGRAM))
+    assert "$1" in odd["RequiresMountsFor"]
+    assert "$$" not in odd["RequiresMountsFor"]  # there it is no command
     alone = vm.changed(offline=True)
     assert "After" not in directives(systemd_unit(alone, manager, Path("/run/nbd"), PROGRAM))
 

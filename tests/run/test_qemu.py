@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,11 +17,12 @@ import msgspec
 import pytest
 
 from packer.artifact.config import Guest
-from packer.errors import InputError
+from packer.errors import Error, InputError
 from packer.run import accelerator, firmware, programs, qemu
 from packer.run.accelerator import find_accelerator, runs
 from packer.run.firmware import FirmwareMissingError, find_uefi
 from packer.run.hardware import Hardware, choose_hardware
+from packer.run.processes import identify
 from packer.run.programs import QemuError
 from packer.run.qmp import Event, Monitor, MonitorError, Shutdown
 from packer.run.vm import Vm
@@ -265,13 +268,58 @@ def test_qemu_takes_its_command_line(
     )
     wiring = qemu.Wiring(nbd, odd_folder, "tcg")
     log = short_folder / "log"
-    child = qemu.launch(qemu.command(vm, wiring, ("-S",)), log, short_folder)
+    noted: list[int] = []
+    child = qemu.launch(qemu.command(vm, wiring, ("-S",)), log, short_folder, noted.append)
     try:
         assert asyncio.run(status_of(wiring.monitor)) == "prelaunch", log.read_text()
+        assert noted == [child.pid]
         assert child.wait(20) == 0
     finally:
         child.kill()
         child.wait()
+
+
+_KILLED_WHILE_IT_NOTES = """
+import os, signal, sys
+from pathlib import Path
+from packer.run import qemu
+
+def note(pid):
+    print(pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+qemu.launch(["/bin/touch", "began"], Path("log"), Path.cwd(), note)
+"""
+
+
+def test_who_is_killed_before_a_qemu_is_noted_has_started_none(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", _KILLED_WHILE_IT_NOTES]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    wait_until(lambda: identify(pid) is None)
+    assert not (tmp_path / "began").exists()
+
+
+def test_a_qemu_that_cannot_be_noted_is_not_started(tmp_path: Path) -> None:
+    def note(_pid: int) -> None:
+        raise Error("no room")
+
+    with pytest.raises(Error, match="no room"):
+        qemu.launch(["/bin/touch", "began"], tmp_path / "log", tmp_path, note)
+    assert not (tmp_path / "began").exists()
+
+
+def test_an_overlay_that_names_another_file_for_its_data_is_refused(tmp_path: Path) -> None:
+    """QEMU would let the guest write to it; a stick of somebody else's may hold one."""
+    vm = ready(tmp_path, Guest())
+    qemu.check_overlay(vm)
+    vm.overlay.unlink()
+    other = f"data_file={tmp_path / 'other'}"
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", other, str(vm.overlay), "1M"]
+    subprocess.run(command, check=True)
+    with pytest.raises(InputError, match="external data file"):
+        qemu.check_overlay(vm)
 
 
 async def status_of(path: Path) -> str:

@@ -115,6 +115,7 @@ def test_a_mirror_with_wrong_data_is_complained_of_and_replaced(tmp_path: Path) 
             async with running(pack, [source, good], tmp_path / "store") as lazy:
                 assert await lazy.read_all(MIB) == DISK
                 assert lazy.given_by("good:").proven_bytes > 0
+                assert lazy.given_by(source.uri).complaints
 
     within_time(work())
 

@@ -19,8 +19,8 @@ import pytest
 
 from fixtures.boot import guest_arguments
 from packer.cli.main import build_parser
-from packer.run.processes import is_alive
-from packer.run.vm import Vm, the_vm
+from packer.run.processes import Process, boot_id, is_alive
+from packer.run.vm import Running, Vm, the_vm
 from packer.sources.store import Store
 from tests.round_trip.command import Vmpack
 from tests.round_trip.packs import Packed
@@ -318,6 +318,13 @@ def test_what_an_ephemeral_vm_left_when_all_was_killed_is_removed(
     vm_host: VmHost, busybox: Packed
 ) -> None:
     vm = vm_host.vm(busybox.full).changed(ephemeral=True)
+    assert list(listed(vm_host)) == [vm.name]  # it is about to be started
+    killed = Process(os.getpid(), 0, boot_id())
+    vm.note_running(
+        Running(process=killed, runtime="", accelerator="tcg", console_start=0, started=0.0)
+    )
+    (vm.folder.parent / ".gone-0123").mkdir()
     assert listed(vm_host) == {}
+    assert os.listdir(vm.folder.parent) == []  # noqa: PTH208
     assert not vm.folder.exists()
     assert leases_of_vms(vm_host) == []

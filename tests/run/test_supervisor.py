@@ -8,7 +8,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -217,6 +219,32 @@ def test_garbage_at_a_supervisor_disturbs_nobody(started: tuple[Vm, RunningVm]) 
     now = ask(vm)
     assert now is not None
     assert now.state == "running"
+
+
+def test_a_vm_that_is_just_starting_can_be_stopped(vm_host: VmHost, busybox: Packed) -> None:
+    vm = vm_host.vm(busybox.full)
+    with start_vm(vm) as running:
+        ended = running.stop(0.0)
+    assert ended is not None
+    assert ended.how == "stopped"
+    assert vm.running() is None
+
+
+def test_a_supervisor_minds_what_was_written_down_while_it_waited_for_the_lock(
+    vm_host: VmHost, busybox: Packed
+) -> None:
+    """As upgrade does, which puts another base below the overlay."""
+    vm = vm_host.vm(busybox.full)
+    with ThreadPoolExecutor(1) as threads:
+        with vm.held():
+            starting = threads.submit(start_vm, vm)
+            wait_until((vm.folder / "supervisor.log").exists)
+            time.sleep(1.5)
+            vm.changed(memory_mib=200)
+        with starting.result() as running:
+            assert running.wait_until_started(START_S)
+            line = Path(f"/proc/{pid_of(vm)}/cmdline").read_bytes().split(b"\0")
+    assert line[line.index(b"-m") + 1] == b"200"
 
 
 def test_what_keeps_qemu_from_starting_is_said(vm_host: VmHost, busybox: Packed) -> None:

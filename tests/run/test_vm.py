@@ -202,6 +202,15 @@ def test_who_holds_a_vm_sees_what_was_written_down_last(tmp_path: Path) -> None:
         pass
 
 
+def test_a_damaged_vm_is_passed_over_where_others_are_meant(tmp_path: Path) -> None:
+    made(tmp_path)
+    damaged = made(tmp_path, msgspec.structs.replace(RECORD, name="bad"))
+    (damaged.folder / "vm.json").write_bytes(b"{")
+    assert [vm.name for vm in all_vms(tmp_path, skip_damaged=True)] == ["demo"]
+    with pytest.raises(InputError, match="bad"):
+        list(all_vms(tmp_path))
+
+
 def test_one_process_at_a_time_has_the_lock(tmp_path: Path) -> None:
     vm = made(tmp_path)
     fd = vm.lock()
