@@ -18,7 +18,7 @@ ALIGN = "<<<>>>>>"
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb to the command line."""
-    parser = add_verb(verbs, "ps", "list the VMs and what each of them holds", "vmpack ps")
+    parser = add_verb(verbs, "ps", "list the VMs and what each of them holds", "vmpack ps --json")
     add_state(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run, parser=parser)

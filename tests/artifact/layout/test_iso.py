@@ -259,19 +259,22 @@ def test_an_index_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 
 
 def test_two_thousand_damaged_images_are_errors_or_harmless(path: Path, pack: FakePack) -> None:
-    """Bits flipped and ends cut off, half of them in what describes the files. Each in its time."""
+    """Bits flipped and ends cut off, half of them in what describes the files. Each in its time.
+
+    Of the processor: others may keep this host busy.
+    """
     data = path.read_bytes()
     areas = [(16 * SECTOR, 44 * SECTOR), (0, len(data))]
     slowest, refused = 0.0, 0
     with at_most_one_gib():
         for broken in damaged(data, areas, 2000, seed=5):
-            began = time.monotonic()
+            began = time.process_time()
             try:
                 manifest, _ = read_everything(IsoLayout(Memory(broken), "damaged"))
                 assert manifest == pack.manifest
             except InputError:
                 refused += 1
-            slowest = max(slowest, time.monotonic() - began)
+            slowest = max(slowest, time.process_time() - began)
     assert 200 < refused < 2000
     assert slowest < 1
 
