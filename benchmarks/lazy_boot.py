@@ -154,7 +154,7 @@ def _add_bytes(bench: Bench, rounds: list[Round], sent_bytes: int) -> None:
     with open_pack(str(bench.pack)) as full, open_pack(str(bench.thin)) as thin:
         local = _on_this_host(full)
         carried = thin.index.content
-        needed = [_lacking_bytes(full, one.first.touched, carried, local) for one in rounds]
+        needed = [lacking_bytes(full, one.first.touched, carried, local) for one in rounds]
         touched = int(statistics.median(_length(one.first.touched) for one in rounds))
     fetched = [one.first.fetched_bytes for one in rounds]
     solid = int(statistics.median(needed))
@@ -190,7 +190,7 @@ def _on_this_host(pack: OpenedPack) -> Rows:
     return np.unique(np.concatenate(found))
 
 
-def _lacking_bytes(full: OpenedPack, touched: Rows, carried: Rows, local: Rows) -> int:
+def lacking_bytes(full: OpenedPack, touched: Rows, carried: Rows, local: Rows) -> int:
     """Return the stored size of the frames that hold the touched blocks that are not here."""
     row, block = touched_blocks(full.map, touched).T
     lacking = ~np.isin(row, carried) & ~np.isin(row, local)
