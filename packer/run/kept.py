@@ -28,6 +28,9 @@ Span = tuple[int, int, int]
 Deliver = Callable[[Piece, Block], None]
 """Tells whoever waits for a piece. Any thread."""
 
+Count = Callable[[int], None]
+"""Is told of a piece that came how many bytes of it are new, before anybody gets to see it."""
+
 MOST_COMPLAINTS = 20
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
@@ -137,50 +140,44 @@ class Kept:
 
     # -- to keep -----------------------------------------------------------------------------------
 
-    def take_carried(self, row: int, block: int, data: bytes | memoryview) -> int:
-        """Keep a piece that the pack itself carries: in memory. Returns what `take` does."""
+    def take_carried(self, row: int, block: int, data: bytes | memoryview, count: Count) -> None:
+        """Keep a piece that the pack itself carries: in memory."""
+        count(self._note_brought([(row, block)]))
         self._deliver((row, block), self._cache.put((row, block), data))
-        return self._note_brought([(row, block)])
 
-    def take(self, row: int, block: int, data: bytes | memoryview) -> int:
-        """Keep a proven piece in the store, or in memory when the store takes no more.
-
-        Returns how many bytes of it were not here before; so each is counted once.
-        """
-        new = self._note_brought([(row, block)])
+    def take(self, row: int, block: int, data: bytes | memoryview, count: Count) -> None:
+        """Keep a proven piece in the store, or in memory when the store takes no more."""
+        count(self._note_brought([(row, block)]))
         try:
             held = self._shelf.keep(row, block, data)
         except Error as error:
             self._complain(error)
             held = None
-        if held is None:
-            self.take_carried(row, block, data)
-            return new
-        self._deliver((row, block), held)
-        self._settle(row)
-        return new
+        self._deliver((row, block), held or self._cache.put((row, block), data))
+        if held is not None:
+            self._settle(row)
 
-    def take_file(self, sent: FileRange, blocks: Sequence[int]) -> int | None:
+    def take_file(self, sent: FileRange, blocks: Sequence[int], count: Count) -> bool:
         """Keep a whole shared content that lies in a file, and deliver some blocks of it.
 
-        Returns what `take` does; None when it is not that content, or cannot be kept as a whole.
+        Returns False when it is not that content, or cannot be kept as a whole.
         """
         row, contents = sent.row, self._contents
         if contents.classes[row] != Class.SHARED:
-            return None
+            return False
         digest, size = bytes(contents.digest[row]), int(contents.size[row])
         try:
             if not self.store.put_clone(sent.fd, sent.offset, size, digest):
-                return None
+                return False
         except Error as error:
             self._complain(error)
-            return None
-        new = self._note_brought([(row, block) for block in range(contents.block_count(row))])
+            return False
+        count(self._note_brought([(row, block) for block in range(contents.block_count(row))]))
         self.at_hand[row] = True
         for block in blocks:
             if (held := self._open(row, block)) is not None:
                 self._deliver((row, block), held)
-        return new
+        return True
 
     def close(self) -> None:
         """Close the files of the store."""

@@ -17,6 +17,7 @@ from packer.artifact.contents import BLOCK_BYTES, Contents
 from packer.artifact.layout.base import Receiving
 from packer.errors import Error
 from packer.run.blocks import Piece
+from packer.run.kept import Count
 from packer.run.status import FromSource
 from packer.sources.base import (
     Blockwise,
@@ -37,11 +38,11 @@ Unit = tuple[int, int]
 
 OF_GROUP, WHOLE = -1, -2
 
-Take = Callable[[int, int, bytes | memoryview], int]
-"""(row, block, proven bytes): keep them, and tell who waits for them; how many of them are new."""
+Take = Callable[[int, int, bytes | memoryview, Count], None]
+"""(row, block, proven bytes, count): keep them, and tell who waits for them."""
 
-TakeFile = Callable[[FileRange, Sequence[int]], int | None]
-"""Keep a whole content that lies in a file, for some blocks of it; None if it was other bytes."""
+TakeFile = Callable[[FileRange, Sequence[int], Count], bool]
+"""Keep a whole content that lies in a file, for some blocks of it; False if it was other bytes."""
 
 Progress = tuple[int, int, Future[None] | None]
 """(pieces that came, bytes that came, the question under way) of a supplier."""
@@ -316,18 +317,16 @@ class Supplier:
             if not isinstance(self.source, Learning):  # whose offers are guesses
                 self._complain(f"{self.source.uri}: sent wrong bytes of {contents.name(sent.row)}")
             return False
-        self._count(self._take(sent.row, sent.block, sent.data))
+        self._take(sent.row, sent.block, sent.data, self._count)
         return True
 
     def _receive_file(self, sent: FileRange, asked: Sequence[Piece]) -> list[Piece]:
         contents = self._contents
         size = int(contents.size[sent.row])
-        if size <= WHOLE_FILE_BYTES:
-            new_bytes = self._take_file(sent, [block for _, block in asked])
-            if new_bytes is not None:
-                self._count(new_bytes)
-                self._whole.append(sent.row)
-                return list(asked)
+        blocks = [block for _, block in asked]
+        if size <= WHOLE_FILE_BYTES and self._take_file(sent, blocks, self._count):
+            self._whole.append(sent.row)
+            return list(asked)
         came = []
         for row, block in asked:
             start, end = contents.block_bounds(row, block)

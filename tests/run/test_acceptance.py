@@ -1,6 +1,6 @@
 """Real guests, run straight from packs: sources that fail in turn, servers far away, many at once.
 
-What else issue 5 asks of running VMs is measured by `benchmarks.running`.
+What else is asked of running VMs is measured by `benchmarks.running`.
 """
 
 from __future__ import annotations
