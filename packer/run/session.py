@@ -96,6 +96,7 @@ class Session:
         self._connection = self._connected()
         self._lost = 0
         self._ended = False
+        self._stop: Stop | None = None
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when there is something to `receive`."""
@@ -112,6 +113,8 @@ class Session:
             if self._lost > _TRIES:
                 raise self._unanswered()
             self._connection = self._connected()
+            if self._stop is not None:  # the dead one may not have heard it
+                self.send(self._stop)
             return [Say("the supervisor of the VM was gone; there is another one")]
         self._lost = 0
         for one in told:
@@ -133,7 +136,9 @@ class Session:
                 yield from self.receive()
 
     def send(self, request: Request) -> None:
-        """Send a request; it is lost if the supervisor dies now."""
+        """Send a request; all but a Stop are lost if the supervisor dies now."""
+        if isinstance(request, Stop):
+            self._stop = request
         with suppress(OSError):
             self._connection.send(request)
 
