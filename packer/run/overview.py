@@ -72,6 +72,9 @@ def _look_at(
     now, running = ask(vm), vm.running()
     unattended = "stopped" if running is None else "unattended"
     pid = running.process.pid if running is not None else 0
+    memory = memory_of(pid) if pid else Memory()
+    # A guest also counts pages that it has never touched: those take nothing from the host.
+    spare_bytes = min(now.spare_bytes, memory.proportional) if now is not None else -1
     return VmReport(
         vm=vm,
         state=unattended if now is None else now.state,
@@ -79,11 +82,11 @@ def _look_at(
         detached=vm.base is not None,
         pid=pid,
         accelerator=running.accelerator if running is not None else "",
-        memory=memory_of(pid) if pid else Memory(),
+        memory=memory,
         own_bytes=_own_bytes(vm),
         shared_bytes=shared.get(_base(vm), 0) if vm.base is None else 0,
         sharers=sharers.get(_base(vm), 0) if vm.base is None else 0,
-        spare_bytes=now.spare_bytes if now is not None else -1,
+        spare_bytes=spare_bytes,
     )
 
 

@@ -19,4 +19,5 @@ Neighbours:
     http_server         a small server for strangers
 Disks:
     nbd                 a disk behind an NBD server
+    nbd_wire            numbers and layouts of the protocol, for client and server; no I/O
 """
