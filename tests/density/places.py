@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.round_trip.small import make_disk, write_files
 
 MIB = 1 << 20
 BLOCK = 4096
+END_S = 30.0
 XFS = ("mkfs.xfs", "-q", "-m", "reflink=1")
 BTRFS = ("mkfs.btrfs", "-q")
 
@@ -33,8 +36,20 @@ def sharing(folder: Path, size_mib: int, maker: Sequence[str] = XFS) -> Iterator
         try:
             yield point
         finally:
-            run("umount", point)
+            _unmount(point)
     image.unlink()
+
+
+def _unmount(point: Path) -> None:
+    """Servers and supervisors of VMs that were told to end may take a moment for it."""
+    deadline = time.monotonic() + END_S
+    while (done := _umount(point)).returncode:
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(0.2)
+
+
+def _umount(point: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["umount", str(point)], check=False, capture_output=True, text=True)
 
 
 def used_bytes(point: Path) -> int:
