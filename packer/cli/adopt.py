@@ -11,13 +11,14 @@ from pathlib import Path
 from packer.artifact.keys import PrivateKey
 from packer.cli.options import (
     add_common,
+    add_signing,
     add_verb,
     confirm,
     jobs_of,
     own_store,
     print_json,
     progress_of,
-    signing_keys,
+    signers,
 )
 from packer.cli.vms import add_state
 from packer.density.adopt import AdoptOptions, AdoptReport, adopt
@@ -49,15 +50,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--yes", action="store_true", help="remove each original, once proven, without asking"
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be gained")
-    parser.add_argument(
-        "--key",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="sign the VM's own pack with this key; env:NAME is a variable that holds one",
-    )
-    parser.add_argument("--unsigned", action="store_true", help="do not sign it")
+    add_signing(parser)
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="use this store")
     add_state(parser)
     add_common(parser)
@@ -67,7 +60,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(options: argparse.Namespace) -> int:
     """Adopt."""
     _check(options)
-    keys = [] if options.unsigned or options.dry_run else signing_keys(options.key)
+    keys = signers(options, needed=not options.dry_run)
     store, known = own_store(options.store), set[bytes]()
     names = [_name_of(disk, options.name) for disk in options.disks]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -97,8 +90,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.unsigned and options.key:
-        raise UsageError("--unsigned and --key contradict each other")
     if len(options.disks) > 1 and (options.name or options.backing):
         raise UsageError("--name and --backing are of one disk: adopt them one by one")
     if not (options.keep or options.yes or options.dry_run or sys.stdin.isatty()):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from packer.artifact.opened import OpenedPack
 from packer.cli.options import (
     add_common,
     add_rotation,
+    add_signing,
     add_verb,
     jobs_of,
     progress_of,
-    signing_keys,
+    signers,
     statements_of,
 )
 from packer.cli.packed import ask_apt, show_privacy, show_report
 from packer.cli.vms import add_state
-from packer.errors import UsageError
 from packer.pack.pack import PackOptions
 from packer.progress import note
 from packer.run.commit import commit, commit_in_place
@@ -83,16 +82,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         action="store_true",
         help="do not ask apt where its mirrors keep new packages of the guest",
     )
-    parser.add_argument(
-        "--key",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="sign with this key; env:NAME is a variable that holds one",
-    )
+    add_signing(parser)
     add_rotation(parser)
-    parser.add_argument("--unsigned", action="store_true", help="do not sign")
     parser.add_argument("--force", action="store_true", help="replace the output")
     add_state(parser)
     add_common(parser)
@@ -101,9 +92,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """Commit."""
-    if options.unsigned and options.key:
-        raise UsageError("--unsigned and --key contradict each other")
-    keys = [] if options.unsigned else signing_keys(options.key)  # before any program is started
+    keys = signers(options)  # before any program is started
     vm = the_vm(options.vm, options.state)
     with open_pack(vm.record.pack) as base:
         wanted, progress = _options(options, base), progress_of(options)

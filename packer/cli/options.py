@@ -106,6 +106,19 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(identity=None)
 
 
+def add_signing(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say who signs; `signers` understands them."""
+    parser.add_argument(
+        "--key",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="sign with this key; env:NAME is a variable that holds one",
+    )
+    parser.add_argument("--unsigned", action="store_true", help="do not sign")
+
+
 def add_rotation(parser: argparse.ArgumentParser) -> None:
     """Add the option that lets statements about replaced keys travel with a pack."""
     parser.add_argument(
@@ -162,6 +175,16 @@ def signing_keys(paths: list[Path], *, required: bool = False) -> list[PrivateKe
     for name in (KEY_PASSPHRASE, *filter(None, variables.values())):
         os.environ.pop(name, None)
     return keys
+
+
+def signers(options: argparse.Namespace, *, needed: bool = True) -> list[PrivateKey]:
+    """Return the keys to sign with, none with --unsigned; to be called before any program starts.
+
+    needed: whether anything will be signed.
+    """
+    if options.unsigned and options.key:
+        raise UsageError("--unsigned and --key contradict each other")
+    return signing_keys(options.key) if needed and not options.unsigned else []
 
 
 def _variable(path: Path) -> str | None:

@@ -14,11 +14,12 @@ from packer.artifact.opened import OpenedPack
 from packer.cli.options import (
     add_common,
     add_rotation,
+    add_signing,
     add_verb,
     jobs_of,
     own_store,
     progress_of,
-    signing_keys,
+    signers,
     statements_of,
 )
 from packer.cli.packed import ask_apt, show_privacy, show_report
@@ -138,16 +139,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="1..22",
         help="zstd level of shared contents (default: %(default)s)",
     )
-    parser.add_argument(
-        "--key",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="sign with this key; env:NAME is a variable that holds one",
-    )
+    add_signing(parser)
     add_rotation(parser)
-    parser.add_argument("--unsigned", action="store_true", help="do not sign")
     parser.add_argument("--force", action="store_true", help="replace the output")
     add_common(parser)
     parser.set_defaults(run=run)
@@ -168,9 +161,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--delta and --thin contradict each other: patches go into full packs")
     if options.keep_free and options.drop_snapshots:
         raise UsageError("--keep-free and --drop-snapshots contradict each other")
-    if options.unsigned and options.key:
-        raise UsageError("--unsigned and --key contradict each other")
-    keys = [] if options.unsigned else signing_keys(options.key)  # before any program is started
+    keys = signers(options)  # before any program is started
     with (
         SourceOpener(own_store(None)) as opener,
         open_pack(options.base) if options.base else nullcontext() as base,

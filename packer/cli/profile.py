@@ -12,6 +12,7 @@ from packer.cli.options import (
     accept,
     add_common,
     add_rotation,
+    add_signing,
     add_trust,
     add_verb,
     jobs_of,
@@ -19,13 +20,13 @@ from packer.cli.options import (
     print_json,
     progress_of,
     remember_use,
-    signing_keys,
+    signers,
     statements_of,
 )
 from packer.cli.rebuild import add_origins
 from packer.cli.run import add_wishes, wishes_of
 from packer.cli.settings import load_settings
-from packer.errors import MismatchError, UsageError
+from packer.errors import MismatchError
 from packer.progress import note
 from packer.run.create import DiskOrigin
 from packer.run.profile import ProfileOptions, ProfileReport, profile
@@ -74,16 +75,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--pack-version", type=int, metavar="N", help="default: one more than the pack's"
     )
-    parser.add_argument(
-        "--key",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="sign with this key; env:NAME is a variable that holds one",
-    )
+    add_signing(parser)
     add_rotation(parser)
-    parser.add_argument("--unsigned", action="store_true", help="do not sign")
     parser.add_argument("--force", action="store_true", help="replace the output")
     add_wishes(parser)
     add_origins(parser)
@@ -105,9 +98,7 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Profile."""
-    if options.unsigned and options.key:
-        raise UsageError("--unsigned and --key contradict each other")
-    keys = [] if options.unsigned else signing_keys(options.key)  # before any program is started
+    keys = signers(options)  # before any program is started
     goal = Goal(options.marker or "", options.idle or 0.0, options.timeout)
     with open_pack(options.pack) as base:
         verdict: Verdict = accept(base, options)

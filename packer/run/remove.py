@@ -8,8 +8,14 @@ from pathlib import Path
 
 from packer.errors import InUseError
 from packer.run.session import stop_vm
-from packer.run.vm import GONE_PREFIX, Vm, VmMissingError, all_vms, remove_folder, vms_folder
-from packer.sources.store import Store
+from packer.run.vm import (
+    GONE_PREFIX,
+    Vm,
+    VmMissingError,
+    all_vms,
+    forget,
+    vms_folder,
+)
 from packer.survey.in_use import refuse_if_in_use
 
 _LOCK_SECONDS = 10.0
@@ -29,15 +35,6 @@ def remove_vm(vm: Vm, *, force: bool = False) -> None:
             )
         _refuse_if_in_use(now)
         forget(now)
-
-
-def forget(vm: Vm) -> None:
-    """Remove a VM that does not run; what only it kept in the store may be collected then.
-
-    The caller holds its lock.
-    """
-    remove_folder(vm.folder)
-    Store(Path(vm.record.store)).leases.release(vm.lease)
 
 
 def remove_left_behind(state: Path | None) -> None:

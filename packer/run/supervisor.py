@@ -42,7 +42,6 @@ from packer.run.own_base import name_base, note_base, release_lease
 from packer.run.pauses import STOPPED, Pauses
 from packer.run.qemu import Wiring
 from packer.run.qmp import Event, IoError, MonitorError
-from packer.run.remove import forget
 from packer.run.scrollback import (
     MAX_CONSOLE_LOG_BYTES,
     MAX_WORDS_LOG_BYTES,
@@ -52,7 +51,7 @@ from packer.run.scrollback import (
     shorten,
     tail,
 )
-from packer.run.vm import Vm
+from packer.run.vm import Vm, forget
 
 START_WITHIN_SECONDS = 20.0
 """Within which somebody says what to start; a supervisor that nobody needs ends."""

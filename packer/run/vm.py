@@ -40,6 +40,7 @@ from packer.run.hardware import Hardware
 from packer.run.processes import Process, is_alive
 from packer.run.sockets import runtime_folder
 from packer.run.spec import ServerSpec
+from packer.sources.store import Store
 
 SCHEMA = 1
 MAX_RECORD_BYTES = 1 << 20
@@ -393,6 +394,15 @@ def remove_folder(folder: Path) -> None:
     except OSError as error:
         raise Error(f"{folder}: cannot be removed: {error.strerror}") from error
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def forget(vm: Vm) -> None:
+    """Remove a VM that does not run; what only it kept in the store may be collected then.
+
+    The caller holds its lock.
+    """
+    remove_folder(vm.folder)
+    Store(Path(vm.record.store)).leases.release(vm.lease)
 
 
 def new_mac() -> str:
