@@ -14,8 +14,7 @@ import msgspec
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _AFTER_NAME = 2  # proc_pid_stat(5) numbers from 1; what follows the name begins with field 3
-_STATE, _START = 3 - 1 - _AFTER_NAME, 22 - 1 - _AFTER_NAME
-_ENDED = ("Z", "X")
+_STATE, _THREADS, _START = (number - 1 - _AFTER_NAME for number in (3, 20, 22))
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -37,10 +36,12 @@ def identify(pid: int) -> Process | None:
     """Return the process that has an id now; None when there is none, or only its remains."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
-        state, started = fields[_STATE].decode(), int(fields[_START])
+        state, threads, started = fields[_STATE], int(fields[_THREADS]), int(fields[_START])
     except (OSError, IndexError, ValueError):
         return None
-    return None if state in _ENDED else Process(pid, started, boot_id())
+    # While other threads still end, the process keeps its files and their locks.
+    ended = state == b"X" or (state == b"Z" and threads <= 1)
+    return None if ended else Process(pid, started, boot_id())
 
 
 def is_alive(process: Process) -> bool:

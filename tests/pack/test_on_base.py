@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -183,10 +184,19 @@ def test_a_thin_base_gives_a_thin_next_version(disks: Disks) -> None:
         assert total(intersect(read, files_of(base))) < 300_000
 
 
-def test_the_boot_class_follows_what_was_touched(disks: Disks) -> None:
+class Profiled(NamedTuple):
+    """The next version of a pack, whose boot class is what two boots touched."""
+
+    pack: Path
+    touched: Ranges
+    boots: Boots
+
+
+@pytest.fixture(scope="module")
+def profiled(disks: Disks) -> Profiled:
     output = disks.folder / "profiled.vmpack"
     with open_pack(str(disks.pack)) as base, served(disks.base, disks.folder) as (uri, _):
-        disk, files = base.map, files_of(base)
+        files = files_of(base)
         start = int(files[np.argmax(files[:, 1] - files[:, 0]), 0]) // UNIT * UNIT
         touched = np.array([[0, UNIT], [start + 2 * UNIT, start + 5 * UNIT]])
         boots = Boots(PROFILED, marker="login:", boots=1, touched_bytes=total(touched))
@@ -194,18 +204,27 @@ def test_the_boot_class_follows_what_was_touched(disks: Disks) -> None:
             "small", version=2, base=base, on_base=True, touched=touched, boots=boots
         )
         pack(uri, output, options, [])
-        with open_pack(str(output)) as found, NbdSource(uri) as source:
-            after = found.map
-            assert found.config.boots == boots
-            boot = after.contents.classes == Class.BOOT
-            assert int(after.contents.size[boot].sum()) <= 1.2 * total(touched)
-            assert not (disk.contents.classes == Class.SHARED).any()
-            titles = found.manifest.bundles()
-            in_boot = [one.digest for title, one in titles.items() if title.startswith("boot")]
-            held = found.index.only(in_boot, after.contents).content
-            # What is no longer boot does not stay in what every copy carries.
-            assert held.tolist() == np.flatnonzero(boot).tolist()
-            check_every_content(found, source)
+    return Profiled(output, touched, boots)
+
+
+def test_the_boot_class_follows_what_was_touched(disks: Disks, profiled: Profiled) -> None:
+    with (
+        open_pack(str(disks.pack)) as base,
+        open_pack(str(profiled.pack)) as found,
+        served(disks.base, disks.folder) as (uri, _),
+        NbdSource(uri) as source,
+    ):
+        after = found.map
+        assert found.config.boots == profiled.boots
+        boot = after.contents.classes == Class.BOOT
+        assert int(after.contents.size[boot].sum()) <= 1.2 * total(profiled.touched)
+        assert not (base.map.contents.classes == Class.SHARED).any()
+        titles = found.manifest.bundles()
+        in_boot = [one.digest for title, one in titles.items() if title.startswith("boot")]
+        held = found.index.only(in_boot, after.contents).content
+        # What is no longer boot does not stay in what every copy carries.
+        assert held.tolist() == np.flatnonzero(boot).tolist()
+        check_every_content(found, source)
 
 
 def check_every_content(pack: OpenedPack, disk: NbdSource) -> None:
@@ -226,11 +245,10 @@ def check_every_content(pack: OpenedPack, disk: NbdSource) -> None:
         assert hashlib.sha256(data).digest() == bytes(contents.digest[pack.map.content[row]])
 
 
-def test_a_profile_lives_on_in_the_next_version(disks: Disks) -> None:
+def test_a_profile_lives_on_in_the_next_version(disks: Disks, profiled: Profiled) -> None:
     """On a profiled base, what nobody wrote to is cut as it was and keeps its class."""
-    profiled = disks.folder / "profiled.vmpack"
-    _, output, read = disks.pack_overlay("after-profile.vmpack", base_pack=profiled)
-    with open_pack(str(profiled)) as base, open_pack(str(output)) as found:
+    _, output, read = disks.pack_overlay("after-profile.vmpack", base_pack=profiled.pack)
+    with open_pack(str(profiled.pack)) as base, open_pack(str(output)) as found:
         before, after = base.map.contents, found.map.contents
         boot = digest_keys(before.digest[before.classes == Class.BOOT])
         still = digest_keys(after.digest[after.classes == Class.BOOT])

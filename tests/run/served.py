@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from packer.run.control import Control
+from packer.run.processes import identify
 from tests.round_trip.command import Vmpack
 from tests.run.serving import wait_until
 
@@ -98,11 +99,7 @@ def same(left: str | Path, right: str | Path) -> bool:
 
 def is_running(pid: int) -> bool:
     """Whether a process runs; one that ended and that nobody waited for does not."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rpartition(")")[2].split()[0] not in "ZX"
+    return identify(pid) is not None
 
 
 def kill(pid: int) -> None:
