@@ -26,7 +26,7 @@ from fixtures.web import nginx
 from packer.artifact.contents import BLOCK_BYTES
 from packer.artifact.map import Map
 from packer.artifact.opened import OpenedPack
-from packer.run.control_protocol import SourceStatus
+from packer.run.server.control_protocol import SourceStatus
 from packer.sources.base import Wanted
 from packer.sources.directory import DirectorySource, package_owned_roots
 from packer.sources.open import open_pack

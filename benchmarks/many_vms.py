@@ -19,7 +19,7 @@ from benchmarks.vms import (
     vm_host,
     wait_for_nonce,
 )
-from packer.run.overview import memory_of
+from packer.run.manage.overview import memory_of
 from packer.sources.open import open_pack
 from packer.text import format_bytes
 

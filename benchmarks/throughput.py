@@ -11,7 +11,7 @@ from typing import Self
 from benchmarks.bench import Bench
 from benchmarks.measure import run, words_of
 from benchmarks.vms import sources_of_this_host, vm_host
-from packer.run.control import Control
+from packer.run.server.control import Control
 
 ROUNDS = 5
 MOST_TIMES = 2.0

@@ -17,9 +17,9 @@ from typing import IO
 
 from benchmarks.bench import Bench
 from fixtures.boot import guest_arguments
-from packer.run.control import Control, ServerGoneError
-from packer.run.ensure import address_of
-from packer.run.vm import Vm, all_vms, the_vm
+from packer.run.server.control import Control, ServerGoneError
+from packer.run.server.ensure import address_of
+from packer.run.vm.vm import Vm, all_vms, the_vm
 from packer.sources.directory import package_owned_roots
 
 POLL_SECONDS = 0.02

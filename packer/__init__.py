@@ -47,26 +47,26 @@ if TYPE_CHECKING:
     from packer.pack.against import Against, open_against
     from packer.pack.pack import PackOptions, PackReport, pack
     from packer.progress import Progress
-    from packer.run.commit import commit, commit_in_place
-    from packer.run.control import Control
-    from packer.run.control_protocol import Hello, ServerStatus
-    from packer.run.create import DiskOrigin, Wishes, create_vm, known_vm
-    from packer.run.detach import DetachReport, detach
-    from packer.run.ensure import ensure_server
-    from packer.run.libvirt import domain_xml
-    from packer.run.link import Ended
+    from packer.run.manage.commit import commit, commit_in_place
+    from packer.run.manage.detach import DetachReport, detach
+    from packer.run.manage.libvirt import domain_xml
+    from packer.run.manage.overview import VmReport, look_at_vms
+    from packer.run.manage.profile import ProfileOptions, ProfileReport, profile
+    from packer.run.manage.remove import remove_vm
+    from packer.run.manage.session import RunningVm, start_vm, stop_vm
+    from packer.run.manage.trial import Bench, Goal, Trial, bench
+    from packer.run.manage.unit import Manager, lasting_socket, manager_of, systemd_unit
+    from packer.run.manage.upgrade import Upgraded, upgrade_vms
     from packer.run.netboot.script import Place
     from packer.run.netboot.service import NetworkBoot, NetworkBootServer, Offer, network_boot
-    from packer.run.overview import VmReport, look_at_vms
-    from packer.run.profile import ProfileOptions, ProfileReport, profile
-    from packer.run.remove import remove_vm
-    from packer.run.server import Beside, Listening, Served, serve
-    from packer.run.session import RunningVm, start_vm, stop_vm
-    from packer.run.spec import ServerAddress, ServerSpec, server_spec
-    from packer.run.trial import Bench, Goal, Trial, bench
-    from packer.run.unit import Manager, lasting_socket, manager_of, systemd_unit
-    from packer.run.upgrade import Upgraded, upgrade_vms
-    from packer.run.vm import Vm, all_vms, the_vm
+    from packer.run.server.control import Control
+    from packer.run.server.control_protocol import Hello, ServerStatus
+    from packer.run.server.ensure import ensure_server
+    from packer.run.server.serve import Beside, Listening, Served, serve
+    from packer.run.server.spec import ServerAddress, ServerSpec, server_spec
+    from packer.run.supervisor.link import Ended
+    from packer.run.vm.create import DiskOrigin, Wishes, create_vm, known_vm
+    from packer.run.vm.vm import Vm, all_vms, the_vm
     from packer.sources.base import Source
     from packer.sources.inventory import Inventory, take_inventory
     from packer.sources.open import SourceOpener, open_pack
@@ -120,26 +120,26 @@ _HOMES = {
     "packer.pack.against": ("Against", "open_against"),
     "packer.pack.pack": ("PackOptions", "PackReport", "pack"),
     "packer.progress": ("Progress",),
-    "packer.run.commit": ("commit", "commit_in_place"),
-    "packer.run.control": ("Control",),
-    "packer.run.control_protocol": ("Hello", "ServerStatus"),
-    "packer.run.create": ("DiskOrigin", "Wishes", "create_vm", "known_vm"),
-    "packer.run.detach": ("DetachReport", "detach"),
-    "packer.run.link": ("Ended",),
-    "packer.run.ensure": ("ensure_server",),
-    "packer.run.libvirt": ("domain_xml",),
+    "packer.run.manage.commit": ("commit", "commit_in_place"),
+    "packer.run.server.control": ("Control",),
+    "packer.run.server.control_protocol": ("Hello", "ServerStatus"),
+    "packer.run.vm.create": ("DiskOrigin", "Wishes", "create_vm", "known_vm"),
+    "packer.run.manage.detach": ("DetachReport", "detach"),
+    "packer.run.supervisor.link": ("Ended",),
+    "packer.run.server.ensure": ("ensure_server",),
+    "packer.run.manage.libvirt": ("domain_xml",),
     "packer.run.netboot.script": ("Place",),
     "packer.run.netboot.service": ("NetworkBoot", "NetworkBootServer", "Offer", "network_boot"),
-    "packer.run.overview": ("VmReport", "look_at_vms"),
-    "packer.run.profile": ("ProfileOptions", "ProfileReport", "profile"),
-    "packer.run.remove": ("remove_vm",),
-    "packer.run.server": ("Beside", "Listening", "Served", "serve"),
-    "packer.run.session": ("RunningVm", "start_vm", "stop_vm"),
-    "packer.run.spec": ("ServerAddress", "ServerSpec", "server_spec"),
-    "packer.run.trial": ("Bench", "Goal", "Trial", "bench"),
-    "packer.run.unit": ("Manager", "lasting_socket", "manager_of", "systemd_unit"),
-    "packer.run.upgrade": ("Upgraded", "upgrade_vms"),
-    "packer.run.vm": ("Vm", "all_vms", "the_vm"),
+    "packer.run.manage.overview": ("VmReport", "look_at_vms"),
+    "packer.run.manage.profile": ("ProfileOptions", "ProfileReport", "profile"),
+    "packer.run.manage.remove": ("remove_vm",),
+    "packer.run.server.serve": ("Beside", "Listening", "Served", "serve"),
+    "packer.run.manage.session": ("RunningVm", "start_vm", "stop_vm"),
+    "packer.run.server.spec": ("ServerAddress", "ServerSpec", "server_spec"),
+    "packer.run.manage.trial": ("Bench", "Goal", "Trial", "bench"),
+    "packer.run.manage.unit": ("Manager", "lasting_socket", "manager_of", "systemd_unit"),
+    "packer.run.manage.upgrade": ("Upgraded", "upgrade_vms"),
+    "packer.run.vm.vm": ("Vm", "all_vms", "the_vm"),
     "packer.sources.base": ("Source",),
     "packer.sources.inventory": ("Inventory", "take_inventory"),
     "packer.sources.open": ("SourceOpener", "open_pack"),

@@ -22,6 +22,12 @@ LAYERS = (
     ("packer.guest",),
     ("packer.pack", "packer.unpack"),
     ("packer.media", "packer.run"),
+    ("packer.run.disk", "packer.run.qemu", "packer.run.netboot"),
+    ("packer.run.nbd",),
+    ("packer.run.server",),
+    ("packer.run.vm",),
+    ("packer.run.supervisor",),
+    ("packer.run.manage",),
     ("packer.density",),
     ("packer.inspect",),
     ("packer.cli",),
@@ -45,7 +51,7 @@ def imports(path: Path) -> Iterator[str]:
 
 def room_of(module: str) -> str | None:
     parts = module.split(".")
-    for length in (2, 1):
+    for length in (3, 2, 1):
         room = ".".join(parts[:length])
         if room in RANK:
             return room

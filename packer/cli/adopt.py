@@ -25,7 +25,7 @@ from packer.density.adopt import AdoptOptions, AdoptReport, adopt
 from packer.density.forecast import Forecast, forecast
 from packer.errors import UsageError
 from packer.progress import note
-from packer.run.vm import MAX_VM_NAME, check_name
+from packer.run.vm.vm import MAX_VM_NAME, check_name
 from packer.text import format_bytes, format_table
 
 _SUFFIXES = re.compile(r"\.(raw|img|qcow2|vmdk|vhdx?|vdi|hdd)\Z", re.IGNORECASE)

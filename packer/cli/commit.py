@@ -19,8 +19,8 @@ from packer.cli.packed import ask_apt, show_privacy, show_report
 from packer.cli.vms import add_state
 from packer.pack.pack import PackOptions
 from packer.progress import note
-from packer.run.commit import commit, commit_in_place
-from packer.run.vm import the_vm
+from packer.run.manage.commit import commit, commit_in_place
+from packer.run.vm.vm import the_vm
 from packer.sources.open import open_pack
 
 

@@ -12,10 +12,10 @@ from packer.artifact.small_files import write_small_file
 from packer.cli.options import add_verb
 from packer.cli.vms import add_state
 from packer.errors import UsageError
-from packer.run.libvirt import domain_xml, libvirt_reconnects
+from packer.run.manage.libvirt import domain_xml, libvirt_reconnects
+from packer.run.manage.unit import Manager, lasting_socket, manager_of, served_name, systemd_unit
 from packer.run.sockets import socket_path
-from packer.run.unit import Manager, lasting_socket, manager_of, served_name, systemd_unit
-from packer.run.vm import Vm, the_vm
+from packer.run.vm.vm import Vm, the_vm
 from packer.survey.frozen import is_frozen
 
 

@@ -8,8 +8,8 @@ import time
 from packer.cli.options import add_common, add_verb, jobs_of, print_json, progress_of
 from packer.cli.rebuild import note_complaints, print_supplied, supplied_as_json
 from packer.cli.vms import add_names, add_state
-from packer.run.detach import DetachReport, detach
-from packer.run.vm import the_vm
+from packer.run.manage.detach import DetachReport, detach
+from packer.run.vm.vm import the_vm
 from packer.text import format_bytes
 
 

@@ -21,9 +21,9 @@ from packer.run.netboot.service import (
     loaders_in,
     network_boot,
 )
-from packer.run.server import FOREIGN_HOLD_SECONDS, Listening, Served, serve
+from packer.run.server.serve import FOREIGN_HOLD_SECONDS, Listening, Served, serve
+from packer.run.server.spec import server_spec
 from packer.run.sockets import own_folder, socket_path
-from packer.run.spec import server_spec
 from packer.text import format_bytes, printable
 
 LOOPBACK = IPv4Address("127.0.0.1")

@@ -28,9 +28,9 @@ from packer.cli.run import add_wishes, wishes_of
 from packer.cli.settings import load_settings
 from packer.errors import MismatchError
 from packer.progress import note
-from packer.run.create import DiskOrigin
-from packer.run.profile import ProfileOptions, ProfileReport, profile
-from packer.run.trial import Goal, Trial
+from packer.run.manage.profile import ProfileOptions, ProfileReport, profile
+from packer.run.manage.trial import Goal, Trial
+from packer.run.vm.create import DiskOrigin
 from packer.sources.open import open_pack
 from packer.text import format_bytes, printable
 

@@ -6,10 +6,10 @@ import argparse
 
 from packer.cli.options import add_verb, print_json
 from packer.cli.vms import add_state
-from packer.run.overview import VmReport, look_at_vms
-from packer.run.own_base import finish_left_behind
-from packer.run.remove import remove_left_behind
-from packer.run.vm import all_vms
+from packer.run.manage.overview import VmReport, look_at_vms
+from packer.run.manage.remove import remove_left_behind
+from packer.run.vm.own_base import finish_left_behind
+from packer.run.vm.vm import all_vms
 from packer.text import format_bytes, format_table, printable
 
 HEAD = ("VM", "pack", "state", "memory", "to spare", "own", "shared", "by")

@@ -6,8 +6,8 @@ import argparse
 
 from packer.cli.options import add_verb
 from packer.cli.vms import add_names, add_state
-from packer.run.remove import remove_vm
-from packer.run.vm import the_vm
+from packer.run.manage.remove import remove_vm
+from packer.run.vm.vm import the_vm
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -17,17 +17,17 @@ from packer.cli.settings import load_settings
 from packer.cli.vms import add_state
 from packer.errors import UsageError
 from packer.progress import for_terminal, note
-from packer.run.accelerator import ACCELERATORS, Accelerator
-from packer.run.console import on_terminal, relay, wait_until_started
-from packer.run.create import DiskOrigin, Wishes, create_vm, known_vm
-from packer.run.detach import detach
-from packer.run.detach_process import DetachProcess
-from packer.run.hardware import LEAST_MEMORY_MIB
-from packer.run.link import Start
-from packer.run.programs import QemuError
-from packer.run.remove import remove_left_behind
-from packer.run.session import GRACE_SECONDS, Session
-from packer.run.vm import Vm, find_vm
+from packer.run.manage.console import on_terminal, relay, wait_until_started
+from packer.run.manage.detach import detach
+from packer.run.manage.detach_process import DetachProcess
+from packer.run.manage.remove import remove_left_behind
+from packer.run.manage.session import GRACE_SECONDS, Session
+from packer.run.qemu.accelerator import ACCELERATORS, Accelerator
+from packer.run.qemu.hardware import LEAST_MEMORY_MIB
+from packer.run.qemu.programs import QemuError
+from packer.run.supervisor.link import Start
+from packer.run.vm.create import DiskOrigin, Wishes, create_vm, known_vm
+from packer.run.vm.vm import Vm, find_vm
 from packer.sources.open import is_pack, open_pack
 
 MAX_CPUS = 1024

@@ -18,12 +18,12 @@ from packer.cli.options import add_common, add_trust, add_verb, remember_use
 from packer.cli.rebuild import Rebuild, add_origins, note_complaints, opened, print_supplied
 from packer.errors import UsageError
 from packer.progress import note
-from packer.run.control_protocol import ServerStatus
+from packer.run.manage.unit import tell_systemd
 from packer.run.nbd.server import server_tls
-from packer.run.server import FOREIGN_HOLD_SECONDS, Listening, Served, serve
+from packer.run.server.control_protocol import ServerStatus
+from packer.run.server.serve import FOREIGN_HOLD_SECONDS, Listening, Served, serve
+from packer.run.server.spec import nbd_uri, server_spec
 from packer.run.sockets import own_folder, socket_path
-from packer.run.spec import nbd_uri, server_spec
-from packer.run.unit import tell_systemd
 from packer.text import format_bytes, printable
 from packer.transport.nbd_wire import MAX_STRING_BYTES
 from packer.unpack.gather import Supplied

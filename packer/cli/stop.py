@@ -6,8 +6,8 @@ import argparse
 
 from packer.cli.options import add_verb
 from packer.cli.vms import add_names, add_state
-from packer.run.session import GRACE_SECONDS, stop_vm
-from packer.run.vm import the_vm
+from packer.run.manage.session import GRACE_SECONDS, stop_vm
+from packer.run.vm.vm import the_vm
 
 MOST_SECONDS = 86_400.0
 

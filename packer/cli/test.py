@@ -12,7 +12,7 @@ from packer.cli.rebuild import add_origins
 from packer.cli.run import add_wishes, wishes_of
 from packer.errors import Error
 from packer.progress import note
-from packer.run.trial import Goal, GoalMissedError, Trial, bench
+from packer.run.manage.trial import Goal, GoalMissedError, Trial, bench
 from packer.sources.open import open_pack
 from packer.text import format_bytes, format_table, printable
 

@@ -7,8 +7,8 @@ import argparse
 from packer.cli.options import accept, add_trust, add_verb, print_json, remember_use
 from packer.cli.vms import add_names, add_state
 from packer.progress import note
-from packer.run.upgrade import Upgraded, upgrade_vms
-from packer.run.vm import the_vm
+from packer.run.manage.upgrade import Upgraded, upgrade_vms
+from packer.run.vm.vm import the_vm
 from packer.sources.open import open_pack
 from packer.text import format_bytes, format_table
 

@@ -25,9 +25,9 @@ from packer.density.stock import forget_file, forget_pages, lacking, put_content
 from packer.errors import Error, InUseError
 from packer.pack.pack import PackOptions, pack
 from packer.progress import Progress, Silent
-from packer.run import programs
-from packer.run.create import DiskOrigin, create_vm
-from packer.run.vm import OWN_PACK, Vm, check_name, find_vm, vms_folder
+from packer.run.qemu import programs
+from packer.run.vm.create import DiskOrigin, create_vm
+from packer.run.vm.vm import OWN_PACK, Vm, check_name, find_vm, vms_folder
 from packer.sources.base import Wanted
 from packer.sources.open import open_pack
 from packer.sources.store import Store

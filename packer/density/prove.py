@@ -11,9 +11,9 @@ from packer.artifact.map import Kind, Map
 from packer.artifact.opened import OpenedPack
 from packer.errors import MismatchError
 from packer.progress import Advance, Progress
-from packer.run.device import LazyDisk
-from packer.run.export import Part
-from packer.run.resolve import Resolver
+from packer.run.disk.device import LazyDisk
+from packer.run.disk.export import Part
+from packer.run.disk.resolve import Resolver
 from packer.sources.store import Store
 
 _STEP_BYTES = 4 << 20

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from packer.durable import sync_directory, sync_file_system
 from packer.errors import Error
-from packer.run.vm import prepare_folder, vms_folder
+from packer.run.vm.vm import prepare_folder, vms_folder
 
 _NEW = ".new-*"
 _LOCK = "lock"

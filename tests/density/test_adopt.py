@@ -20,8 +20,8 @@ from packer.density.adopt import AdoptOptions, AdoptReport, adopt
 from packer.density.forecast import forecast
 from packer.errors import Error, InUseError, UsageError
 from packer.progress import Advance, Silent
-from packer.run.export import UnavailableError
-from packer.run.vm import OWN_PACK, all_vms, the_vm, vms_folder
+from packer.run.disk.export import UnavailableError
+from packer.run.vm.vm import OWN_PACK, all_vms, the_vm, vms_folder
 from packer.sources.open import open_pack
 from packer.sources.store import Store
 from packer.sources.store_files import StoreError
@@ -32,11 +32,10 @@ from tests.host import needs_root, run
 from tests.round_trip.disks import copy_sparse, differences
 from tests.round_trip.packs import guest
 from tests.round_trip.small import make_disk
-from tests.run.conftest import short_folder
 from tests.run.vms import MEMORY, VmHost, boot_to, reports, vm_host
 from tests.survey.test_in_use import holding, qemu
 
-__all__ = ["short_folder", "vm_host"]
+__all__ = ["vm_host"]
 
 FILES = 40
 SHIPPED = FILES + 1

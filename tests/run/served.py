@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from packer.run.control import Control
-from packer.run.processes import identify
+from packer.run.qemu.processes import identify
+from packer.run.server.control import Control
 from tests.round_trip.command import Vmpack
 from tests.run.serving import wait_until
 

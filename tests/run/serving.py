@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from packer.run.export import Export
+from packer.run.disk.export import Export
 from packer.run.nbd import Limits, NbdServer
 from packer.transport import nbd_wire as wire
 

@@ -20,11 +20,11 @@ import pytest
 from benchmarks.lazy_boot import lacking_bytes
 from fixtures.boot import guest_arguments
 from fixtures.registry import registry
-from packer.run.control import Control
-from packer.run.control_protocol import ServerStatus
-from packer.run.ensure import address_of
-from packer.run.session import RunningVm
-from packer.run.vm import Vm
+from packer.run.manage.session import RunningVm
+from packer.run.server.control import Control
+from packer.run.server.control_protocol import ServerStatus
+from packer.run.server.ensure import address_of
+from packer.run.vm.vm import Vm
 from packer.sources.open import open_pack
 from tests.round_trip.command import Vmpack
 from tests.round_trip.mirror import Mirror, mirror

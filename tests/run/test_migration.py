@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.boot import guest_arguments
-from packer.run.vm import Vm, the_vm
+from packer.run.vm.vm import Vm, the_vm
 from packer.sources.store import Store
 from tests.round_trip.packs import Packed, trusting_host
 from tests.run.vms import VmHost, boot_to, job_file, reports, tree_of, vm_host

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from fixtures.boot import guest_arguments
-from packer.run.control import Control, ServerGoneError
-from packer.run.create import DiskOrigin, Wishes, create_vm
-from packer.run.ensure import address_of
-from packer.run.link import SOCKET
-from packer.run.processes import identify
-from packer.run.session import RunningVm, start_vm
-from packer.run.vm import Vm, all_vms
+from packer.run.manage.session import RunningVm, start_vm
+from packer.run.qemu.processes import identify
+from packer.run.server.control import Control, ServerGoneError
+from packer.run.server.ensure import address_of
+from packer.run.supervisor.link import SOCKET
+from packer.run.vm.create import DiskOrigin, Wishes, create_vm
+from packer.run.vm.vm import Vm, all_vms
 from packer.sources.open import open_pack
 from packer.sources.store import Store
 from tests.round_trip.command import Vmpack

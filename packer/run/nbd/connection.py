@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from packer.run.export import Export
+from packer.run.disk.export import Export
 from packer.run.nbd.budget import Budget
 from packer.run.nbd.handshake import GREETING, MAX_OPTION_BYTES, Handshake, Step
 from packer.run.nbd.limits import Limits, ProtocolError

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from struct import Struct
 
-from packer.run.export import Export
+from packer.run.disk.export import Export
 from packer.run.nbd.limits import ProtocolError
 from packer.transport import nbd_wire as wire
 

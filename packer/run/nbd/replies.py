@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from struct import Struct
 
-from packer.run.export import Part
+from packer.run.disk.export import Part
 from packer.run.nbd.handshake import CONTEXT_ID
 from packer.transport import nbd_wire as wire
 

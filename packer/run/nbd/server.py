@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from packer.errors import Error, UsageError
-from packer.run.export import Export
+from packer.run.disk.export import Export
 from packer.run.nbd.budget import Budget
 from packer.run.nbd.connection import SEND_BUFFER_BYTES, Connection
 from packer.run.nbd.limits import Limits

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from packer.errors import Error
-from packer.run.export import Part
+from packer.run.disk.export import Part
 from packer.run.nbd import replies
 from packer.run.nbd.budget import Budget
 from packer.run.nbd.handshake import Terms

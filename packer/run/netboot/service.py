@@ -1,6 +1,6 @@
 """Everything that a machine without a disk asks for before it has one: HTTP and TFTP.
 
-The disk itself is served over NBD by packer.run.server, beside which this runs.
+The disk itself is served over NBD by packer.run.server.serve, beside which this runs.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Offer:
 
 
 class NetworkBootServer:
-    """Serves a guest's start over HTTP and TFTP, beside its disk; see packer.run.server.Beside.
+    """Serves a guest's start over HTTP and TFTP, beside its disk: a packer.run.server.serve.Beside.
 
     started: called with where clients find it, once they are taken.
     """
