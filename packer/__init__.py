@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from packer.run.server.spec import ServerAddress, ServerSpec, server_spec
     from packer.run.supervisor.link import Ended
     from packer.run.vm.create import DiskOrigin, Wishes, create_vm, known_vm
-    from packer.run.vm.vm import Vm, all_vms, the_vm
+    from packer.run.vm.vm import DamagedVm, Vm, all_vms, the_vm
     from packer.sources.base import Source
     from packer.sources.inventory import Inventory, take_inventory
     from packer.sources.open import SourceOpener, open_pack
@@ -139,7 +139,7 @@ _HOMES = {
     "packer.run.manage.trial": ("Bench", "Goal", "Trial", "bench"),
     "packer.run.manage.unit": ("Manager", "lasting_socket", "manager_of", "systemd_unit"),
     "packer.run.manage.upgrade": ("Upgraded", "upgrade_vms"),
-    "packer.run.vm.vm": ("Vm", "all_vms", "the_vm"),
+    "packer.run.vm.vm": ("DamagedVm", "Vm", "all_vms", "the_vm"),
     "packer.sources.base": ("Source",),
     "packer.sources.inventory": ("Inventory", "take_inventory"),
     "packer.sources.open": ("SourceOpener", "open_pack"),
@@ -171,6 +171,7 @@ __all__ = [
     "Control",
     "Copied",
     "CopyReport",
+    "DamagedVm",
     "DedupeReport",
     "DetachReport",
     "Device",

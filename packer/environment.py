@@ -10,6 +10,10 @@ _SECRETS = frozenset((STORE_TOKEN, KEY_PASSPHRASE))
 """A key that `--key env:NAME` names is one more: whoever has read it takes it out of ours."""
 
 
-def inherited() -> dict[str, str]:
-    """Return the variables of a program that is started."""
-    return {name: text for name, text in os.environ.items() if name not in _SECRETS}
+def inherited(*, token: bool = False) -> dict[str, str]:
+    """Return the variables of a program that is started.
+
+    token: with that of neighbours, for a process of vmpack's own that asks them.
+    """
+    kept_back = _SECRETS - {STORE_TOKEN} if token else _SECRETS
+    return {name: text for name, text in os.environ.items() if name not in kept_back}

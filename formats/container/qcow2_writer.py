@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 
 from formats.container import c_qcow2 as c
 from formats.errors import Unsupported
-from formats.ranges import Ranges, complement, subtract, union
+from formats.ranges import Ranges, complement, spread, subtract, union
 
 Columns = NDArray[np.int64]
 
 SMALLEST_CLUSTER_BITS = 12
 """4 KiB, the block of most file systems: so few clusters as can be are known in part only."""
+
+MAX_CLUSTERS = 1 << 24
+"""Of its own that an image may have: their numbers are held in memory."""
 
 _ENTRY_BYTES = 8  # of the L1 table, of L2 tables and of the reference count table
 _COUNT_BYTES = (1 << c.REFCOUNT_ORDER) // 8
@@ -169,7 +172,7 @@ def clusters_inside(known: Ranges, wanted: Ranges, size: int, cluster_bits: int)
     """Return the clusters of a disk of `size` bytes all of whose bytes are known, int64[n].
 
     known: what of the disk can be written. wanted: a part of it; a cluster without any byte of it
-    is left out.
+    is left out. Raises Unsupported for more than MAX_CLUSTERS.
     """
     cluster = 1 << cluster_bits
     end = -(-size // cluster) * cluster
@@ -177,8 +180,10 @@ def clusters_inside(known: Ranges, wanted: Ranges, size: int, cluster_bits: int)
     unknown = complement(known, 0, end)
     rows = subtract(_touched(wanted, cluster), _touched(unknown, cluster))
     length = rows[:, 1] - rows[:, 0]
-    before = np.cumsum(length) - length
-    return np.repeat(rows[:, 0] - before, length) + np.arange(int(length.sum()))
+    if int(length.sum()) > MAX_CLUSTERS:
+        reason = f"expected at most {MAX_CLUSTERS} clusters of its own, found {int(length.sum())}"
+        raise Unsupported("qcow2 image", 0, reason)
+    return spread(rows[:, 0], length)[1]
 
 
 def _touched(ranges: Ranges, cluster: int) -> Ranges:

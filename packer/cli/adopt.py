@@ -25,7 +25,8 @@ from packer.density.adopt import AdoptOptions, AdoptReport, adopt
 from packer.density.forecast import Forecast, forecast
 from packer.errors import UsageError
 from packer.progress import note
-from packer.run.vm.vm import MAX_VM_NAME, check_name
+from packer.run.vm.record import MAX_VM_NAME
+from packer.run.vm.vm import check_name
 from packer.text import format_bytes, format_table
 
 _SUFFIXES = re.compile(r"\.(raw|img|qcow2|vmdk|vhdx?|vdi|hdd)\Z", re.IGNORECASE)
@@ -130,8 +131,7 @@ def _show_forecasts(options: argparse.Namespace, wishes: Sequence[AdoptOptions])
     if options.json:
         print_json({"disks": [_facts(one) for one in found], **_totals(found)})
         return
-    rows = [(str(one.path), *_figures(one)) for one in found]
-    _print_table("DISK", rows, found)
+    _print_table("DISK", [(str(one.path), _figures(one)) for one in found])
 
 
 def _show_reports(
@@ -150,15 +150,15 @@ def _show_reports(
         ]
         print_json({"disks": disks, **_totals(done)})
         return
-    _print_table("VM", [(one.vm.name, *_figures(one)) for one in done], done)
+    _print_table("VM", [(one.vm.name, _figures(one)) for one in done])
     kept = [str(one.path) for one in done if not one.removed]
     if kept:
         note(f"kept: {', '.join(kept)}")
 
 
-def _figures(one: AdoptReport | Forecast) -> tuple[str, ...]:
-    figures = (one.before_bytes, one.after_bytes, one.own_bytes, one.stored_bytes, one.unique_bytes)
-    return tuple(format_bytes(figure) for figure in figures)
+def _figures(one: AdoptReport | Forecast) -> tuple[int, ...]:
+    """Return the columns of the table, in bytes."""
+    return one.before_bytes, one.after_bytes, one.own_bytes, one.stored_bytes, one.unique_bytes
 
 
 def _facts(one: AdoptReport | Forecast) -> dict[str, object]:
@@ -174,20 +174,17 @@ def _facts(one: AdoptReport | Forecast) -> dict[str, object]:
 
 def _totals(found: Sequence[AdoptReport | Forecast]) -> dict[str, object]:
     return {
-        name: sum(int(getattr(one, name)) for one in found)
-        for name in ("before_bytes", "after_bytes", "unique_bytes")
+        "before_bytes": sum(one.before_bytes for one in found),
+        "after_bytes": sum(one.after_bytes for one in found),
+        "unique_bytes": sum(one.unique_bytes for one in found),
     }
 
 
-def _print_table(
-    title: str, rows: Sequence[tuple[str, ...]], found: Sequence[AdoptReport | Forecast]
-) -> None:
-    head = (title, "before", "after", "own", "store", "unique")
-    shown = [head, *rows]
+def _print_table(title: str, rows: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    shown = [*rows]
     if len(rows) > 1:
-        sums = [
-            sum(getattr(one, f"{name}_bytes") for one in found)
-            for name in ("before", "after", "own", "stored", "unique")
-        ]
-        shown.append(("all", *(format_bytes(one) for one in sums)))
-    print(format_table(shown, "<>>>>>"), flush=True)
+        columns = zip(*(figures for _, figures in rows), strict=True)
+        shown.append(("all", tuple(map(sum, columns))))
+    lines = [(name, *map(format_bytes, figures)) for name, figures in shown]
+    head = (title, "before", "after", "own", "store", "unique")
+    print(format_table([head, *lines], "<>>>>>"), flush=True)

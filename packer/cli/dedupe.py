@@ -89,7 +89,10 @@ def _images(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = [one for one in sorted(path.iterdir()) if one.suffix in SUFFIXES]
+        try:
+            inside = [one for one in sorted(path.iterdir()) if one.suffix in SUFFIXES]
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from error
         found += [one for one in inside if one.is_file() and not one.is_symlink()]
     if not found:
         raise UsageError(f"no disk image ({', '.join(SUFFIXES)}) lies in the folders named")
@@ -128,9 +131,9 @@ def _print(report: DedupeReport, seconds: float, *, dry_run: bool) -> None:
     if report.unchanged:
         print("nothing has changed since these disks were compared", flush=True)
         return
-    gained = f"{format_bytes(report.gained_bytes)} {'could be' if dry_run else ''} gained"
+    gained = f"{format_bytes(report.gained_bytes)} {'could be gained' if dry_run else 'gained'}"
     before = f"{format_bytes(report.shared_bytes)} shared before"
-    print(f"{' '.join(gained.split())}, {before}, {seconds:.1f} s")
+    print(f"{gained}, {before}, {seconds:.1f} s")
     rows = [
         (str(disk.path), format_bytes(disk.gained_bytes), format_bytes(disk.shared_bytes))
         for disk in report.disks

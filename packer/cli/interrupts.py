@@ -1,4 +1,7 @@
-"""Ctrl-C: the first one ends what is under way in good order, a later one ends it at once."""
+"""Ctrl-C: the first one ends what is under way in good order, a later one ends it at once.
+
+SIGTERM means the same to verbs that ask for it.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,12 @@ def hear_interrupts() -> None:
     signal.signal(signal.SIGINT, hear)
     # Once all threads have ended: Python puts the handler away before the process is gone.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+
+
+def hear_termination() -> None:
+    """Take SIGTERM for an interrupt from now on: for a verb that would leave a guest running."""
+    hear = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGTERM, hear if callable(hear) else signal.default_int_handler)
 
 
 def _end_at_once() -> NoReturn:

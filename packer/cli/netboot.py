@@ -143,7 +143,7 @@ def _print_start(
 ) -> None:
     if boot.start.left_out:
         words = " ".join(boot.start.left_out)
-        note(f"left out of the kernel's arguments, as only the guest's loader knows them: {words}")
+        note(f"left out of the kernel's arguments, as iPXE would not hand them on: {words}")
     if not options.listen.is_loopback:
         note(
             "nothing of this is encrypted: whoever reaches these ports can read the guest's disk, "

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from packer.artifact.trust import Verdict
+from packer.cli.interrupts import hear_termination
 from packer.cli.options import (
     accept,
     add_common,
@@ -99,6 +100,7 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Profile."""
     keys = signers(options)  # before any program is started
+    hear_termination()
     goal = Goal(options.marker or "", options.idle or 0.0, options.timeout)
     with open_pack(options.pack) as base:
         verdict: Verdict = accept(base, options)

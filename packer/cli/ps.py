@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from packer.cli.options import add_verb, print_json
 from packer.cli.vms import add_state
 from packer.run.manage.overview import VmReport, look_at_vms
 from packer.run.manage.remove import remove_left_behind
 from packer.run.vm.own_base import finish_left_behind
-from packer.run.vm.vm import all_vms
+from packer.run.vm.vm import DamagedVm, all_vms
 from packer.text import format_bytes, format_table, printable
 
 HEAD = ("VM", "pack", "state", "memory", "to spare", "own", "shared", "by")
@@ -27,16 +28,30 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(options: argparse.Namespace) -> int:
     """List."""
     remove_left_behind(options.state)
-    finish_left_behind(options.state)
-    reports = look_at_vms(all_vms(options.state))
+    damaged: list[DamagedVm] = []
+    vms = list(all_vms(options.state, damaged=damaged))
+    finish_left_behind(vms)
+    reports = look_at_vms(vms)
     if options.json:
-        print_json({"vms": [_as_json(one) for one in reports]})
-    elif reports:
-        print(format_table([HEAD, *map(_row, reports)], ALIGN, indent=0))
-        for one in reports:
-            if one.why:
-                print(f"{one.vm.name} is paused: {printable(one.why)}")
-    return 0
+        broken = [{"folder": str(one.folder), "why": str(one.error)} for one in damaged]
+        print_json({"vms": [_as_json(one) for one in reports], "damaged": broken})
+    else:
+        _print(reports, damaged)
+    troubles = [one.error for one in damaged] + [one.trouble for one in reports if one.trouble]
+    return max((one.exit_code for one in troubles), default=0)
+
+
+def _print(reports: Sequence[VmReport], damaged: Sequence[DamagedVm]) -> None:
+    rows = [*map(_row, reports), *((one.folder.name, "", "damaged", *[""] * 5) for one in damaged)]
+    if rows:
+        print(format_table([HEAD, *rows], ALIGN, indent=0))
+    for one in reports:
+        if one.why:
+            print(f"{one.vm.name} is paused: {printable(one.why)}")
+        if one.trouble is not None:
+            print(f"{one.vm.name}: {printable(str(one.trouble))}")
+    for broken in damaged:
+        print(f"{broken.folder.name} is damaged: {printable(str(broken.error))}")
 
 
 def _row(one: VmReport) -> tuple[str, ...]:
@@ -48,7 +63,7 @@ def _row(one: VmReport) -> tuple[str, ...]:
         format_bytes(one.memory.proportional) if runs else "",
         format_bytes(one.spare_bytes) if one.spare_bytes >= 0 else "",
         format_bytes(one.own_bytes),
-        "" if one.detached else format_bytes(one.shared_bytes),
+        "" if one.detached or one.trouble else format_bytes(one.shared_bytes),
         "" if one.detached else f"{one.sharers:,}",
     )
 
@@ -75,6 +90,6 @@ def _as_json(one: VmReport) -> dict[str, object]:
         "merged_memory_bytes": one.memory.merged,
         "spare_memory_bytes": one.spare_bytes if one.spare_bytes >= 0 else None,
         "own_bytes": one.own_bytes,
-        "shared_bytes": one.shared_bytes,
+        "shared_bytes": None if one.trouble else one.shared_bytes,
         "sharers": one.sharers,
     }

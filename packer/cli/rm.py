@@ -21,6 +21,6 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """Remove."""
-    for vm in [the_vm(name, options.state) for name in options.vms]:
+    for vm in [the_vm(name, options.state) for name in dict.fromkeys(options.vms)]:
         remove_vm(vm, force=options.force)
     return 0

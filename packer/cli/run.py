@@ -180,7 +180,8 @@ def _as_wished(vm: Vm, options: argparse.Namespace) -> Vm:
             if options.complete is not None:
                 facts["complete"] = options.complete
             return now.changed(**facts)
-    if any((options.memory, options.cpus, options.accel, options.net, options.complete)):
+    wished = (options.memory, options.cpus, options.accel, options.net, options.complete)
+    if options.offline or any(one is not None for one in wished):
         note(f"{vm.name} runs already: what it has stays as it is")
     return vm
 

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         "lost": "has ended",
         "not running": "was not running",
     }
-    for vm in [the_vm(name, options.state) for name in options.vms]:
+    for vm in [the_vm(name, options.state) for name in dict.fromkeys(options.vms)]:
         ended = stop_vm(vm, 0.0 if options.now else options.grace)
         print(f"{vm.name} {said[ended.how]}", flush=True)
     return 0

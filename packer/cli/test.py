@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from packer.cli.interrupts import hear_termination
 from packer.cli.options import accept, add_common, add_trust, add_verb, print_json, remember_use
 from packer.cli.profile import add_timeout, marker, served_of, trial_as_json
 from packer.cli.rebuild import add_origins
@@ -46,6 +47,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """Test."""
+    hear_termination()
     goal = Goal(options.marker, timeout_seconds=options.timeout)
     with open_pack(options.pack) as pack:
         verdict = accept(pack, options)

@@ -20,19 +20,20 @@ from packer.artifact.keys import PrivateKey
 from packer.artifact.opened import OpenedPack
 from packer.density.original import Original
 from packer.density.prove import prove
-from packer.density.staged import durable, staged, taken_bytes
-from packer.density.stock import forget_file, forget_pages, lacking, put_contents
+from packer.density.stock import durable, forget_file, forget_pages, lacking, put_contents
 from packer.errors import Error, InUseError
 from packer.pack.pack import PackOptions, pack
 from packer.progress import Progress, Silent
 from packer.run.qemu import programs
 from packer.run.vm.create import DiskOrigin, create_vm
+from packer.run.vm.folder import being_made, remove_unnamed
 from packer.run.vm.vm import OWN_PACK, Vm, check_name, find_vm, vms_folder
 from packer.sources.base import Wanted
 from packer.sources.open import open_pack
+from packer.sources.partial import SECTOR_BYTES
 from packer.sources.store import Store
 from packer.survey.disk import Disk, open_disk
-from packer.survey.in_use import kept_from_qemu, refuse_if_replaced_under_somebody
+from packer.survey.in_use import kept_from_qemu
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def adopt(
     progress = progress or Silent()
     original = Original.of(disk, options.folders)
     before = original.taken_bytes()
-    refuse_if_replaced_under_somebody(original.real)
+    original.demand_unused()
     with kept_from_qemu(original.real):
         with open_disk(original.real, backing=options.backing) as opened:
             if options.remove is not None:
@@ -108,7 +109,7 @@ def adopt(
         else:
             stored = _known_vm(vm, original, options, progress)
         report = AdoptReport(
-            disk, vm, before, taken_bytes(vm.folder), stored, _unique(vm, options), removed=False
+            disk, vm, before, _taken_bytes(vm.folder), stored, _unique(vm, options), removed=False
         )
         if options.remove is not None and options.remove(report):
             original.remove()
@@ -121,9 +122,10 @@ def _new_vm(
 ) -> tuple[Vm, int]:
     """Return the VM, durable, and how many bytes the store takes more."""
     programs.find(programs.EMULATOR)  # rather now than after all the work
+    remove_unnamed(options.state)
     added: list[bytes] = []
     try:
-        with staged(options.state) as folder:
+        with being_made(options.state) as folder:
             return _make(original, folder, options, keys, added, progress)
     except BaseException:
         with suppress(Error):
@@ -205,6 +207,11 @@ def _stock_and_prove(
         disk.check_unchanged()
     original.demand_unchanged()
     return stored
+
+
+def _taken_bytes(folder: Path) -> int:
+    """Return how many bytes the files of a folder take, and the folder itself."""
+    return sum(one.lstat().st_blocks for one in (folder, *folder.rglob("*"))) * SECTOR_BYTES
 
 
 def _unique(vm: Vm, options: AdoptOptions) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from packer.pack.cut import cut
 from packer.progress import Advance, Progress, Silent
 from packer.punch import punch_hole
 from packer.sources.memory import stamp_of
+from packer.sources.partial import SECTOR_BYTES
 from packer.survey.disk import Disk, OverlayError, open_disk
 from packer.survey.examine import ChildExaminer
 from packer.survey.in_use import (
@@ -39,9 +41,10 @@ from packer.survey.overlays import overlays_on
 from packer.survey.survey import RAW, survey
 from packer.survey.wire import FlatFile
 
-_SECTOR_BYTES = 512  # st_blocks, stat(2)
 _MIN_BLOCK_BYTES = 4096
 _OVERLAYS_SHOWN = 5
+_TICK_SECONDS = 0.02
+"""Who writes later than that leaves another time stamp: kernels count in ticks of up to 10 ms."""
 
 _Stamp = tuple[int, int, int, int, int]
 
@@ -97,8 +100,14 @@ def compact(
     image in one file, InUseError when somebody uses it, when an overlay stands on it or the guest
     was not shut down, InputError when it cannot be read or its file system knows no holes.
     """
-    progress, named = progress or Silent(), Path(path)
-    real = _real(named)
+    named = Path(path)
+    try:
+        return _compact(named, _real(named), dry_run, progress or Silent())
+    except OSError as error:
+        raise InputError(f"{named} cannot be read: {error.strerror or error}") from error
+
+
+def _compact(named: Path, real: Path, dry_run: bool, progress: Progress) -> CompactReport:
     refuse_if_replaced_under_somebody(real)
     _refuse_overlays(named)
     with kept_from_qemu(real), _opened(named, real) as disk:
@@ -106,12 +115,13 @@ def compact(
         status = os.fstat(disk.fds[0])
         holes = _judged(named, disk, progress)
         disk.check_unchanged()
-    before = status.st_blocks * _SECTOR_BYTES
+    before = status.st_blocks * SECTOR_BYTES
     given = tuple((what, total(ranges)) for what, ranges in holes.parts)
     after = before - sum(size for _, size in given)
     if not dry_run:
         with progress.stage("giving back", total(holes.ranges)) as advance:
-            after = _give_back(named, real, stamp_of(status), holes, advance)
+            _give_back(named, real, stamp_of(status), holes, advance)
+        after = real.stat().st_blocks * SECTOR_BYTES
     return CompactReport(
         named,
         holes.container,
@@ -248,21 +258,17 @@ def _inward(ranges: Ranges, unit: int, size: int) -> Ranges:
     return inside[low < high]
 
 
-def _give_back(path: Path, real: Path, stamp: _Stamp, holes: _Holes, advance: Advance) -> int:
+def _give_back(path: Path, real: Path, stamp: _Stamp, holes: _Holes, advance: Advance) -> None:
     """Give back what can go, in batches, before each of which it is made sure that nobody uses the
-    disk and that it is as it was judged. Return what the file takes then.
-
-    Raises InUseError, InputError.
+    disk and that it is as it was judged. Raises InUseError, InputError, OSError.
     """
-    deed = _punch if holes.container == "raw" else discard
+    deed = _punch if holes.container == "raw" else _discard
     for batch in _batches(holes.ranges):
         # Before the file is opened: who has it open to write, if only we, counts as using it.
         refuse_if_in_use([real])
-        with _as_judged(path, real, stamp) as fd:
-            deed(path, fd, batch)
-            stamp = stamp_of(os.fstat(fd))
+        with _writable(path, real) as fd:
+            stamp = deed(path, fd, stamp, batch)
         advance(sum(end - start for start, end in batch))
-    return real.stat().st_blocks * _SECTOR_BYTES
 
 
 def _batches(ranges: Ranges) -> Iterator[list[tuple[int, int]]]:
@@ -276,28 +282,41 @@ def _batches(ranges: Ranges) -> Iterator[list[tuple[int, int]]]:
 
 
 @contextmanager
-def _as_judged(path: Path, real: Path, stamp: _Stamp) -> Iterator[int]:
-    """Open the file to write, if it is still the one that was judged, unchanged."""
+def _writable(path: Path, real: Path) -> Iterator[int]:
     try:
         fd = os.open(real, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     try:
-        if stamp_of(os.fstat(fd)) != stamp:
-            raise InUseError(
-                f"{path} was changed meanwhile",
-                hint="shut the guest down, make sure that nothing writes to the disk, and start "
-                "again",
-            )
         yield fd
     finally:
         os.close(fd)
 
 
-def _punch(path: Path, fd: int, batch: list[tuple[int, int]]) -> None:
-    """Make the ranges holes of the file; nobody opens it meanwhile."""
-    end_of_file = os.fstat(fd).st_size
+def _refuse_changed(path: Path, fd: int, stamp: _Stamp) -> None:
+    """Raise InUseError if an open file is not the one that was judged, or has changed since."""
+    if stamp_of(os.fstat(fd)) != stamp:
+        raise InUseError(
+            f"{path} was changed meanwhile",
+            hint="shut the guest down, make sure that nothing writes to the disk, and start again",
+        )
+
+
+def _discard(path: Path, fd: int, stamp: _Stamp, batch: list[tuple[int, int]]) -> _Stamp:
+    """Discard the ranges; return the stamp that the file has then."""
+    _refuse_changed(path, fd, stamp)
+    discard(path, fd, batch)
+    return stamp_of(os.fstat(fd))
+
+
+def _punch(path: Path, fd: int, stamp: _Stamp, batch: list[tuple[int, int]]) -> _Stamp:
+    """Make the ranges holes of the file; return the stamp that it has then.
+
+    Nobody opens it meanwhile, so nothing changes that is not seen, before or afterwards.
+    """
     with kept_from_everybody(path, fd):
+        _refuse_changed(path, fd, stamp)
+        end_of_file = os.fstat(fd).st_size
         for start, end in batch:
             try:
                 punched = punch_hole(fd, start, min(end, end_of_file))
@@ -308,3 +327,5 @@ def _punch(path: Path, fd: int, batch: list[tuple[int, int]]) -> None:
                     f"{path}: its file system cannot make holes in files",
                     hint="qemu-img convert writes a copy without what is zero",
                 )
+        time.sleep(_TICK_SECONDS)
+        return stamp_of(os.fstat(fd))

@@ -57,27 +57,35 @@ def _run(
             f"a qcow2 image is compacted with {program}",
             hint="install it (package qemu-utils on Debian and Ubuntu, qemu-img on Fedora)",
         )
-    try:
-        # In a session of its own: an interrupt from the terminal would stop it half way.
-        done = subprocess.run(
-            [found, *arguments, _image(fd)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_SECONDS,
-            env=bare_environment(),
-            start_new_session=True,
-            pass_fds=(fd,),
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Error(f"{program} did not end within {_SECONDS} seconds") from error
-    if done.returncode not in codes:
-        said = (done.stderr + b" " + done.stdout).decode("utf-8", "replace")
-        words = " ".join(said.replace(_name(fd), path.name).split())
+    with subprocess.Popen(
+        [found, *arguments, _image(fd)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=bare_environment(),
+        start_new_session=True,  # an interrupt at the terminal would end it half way
+        pass_fds=(fd,),
+    ) as process:
+        try:
+            said = _finish(process)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise Error(f"{program} did not end within {_SECONDS} seconds") from error
+    if process.returncode not in codes:
+        words = " ".join(said.decode("utf-8", "replace").replace(_name(fd), path.name).split())
         raise InputError(
-            f"{path}: {program} refused: {clean_text(words) or f'exit code {done.returncode}'}",
+            f"{path}: {program} refused: {clean_text(words) or f'exit code {process.returncode}'}",
             hint="`qemu-img check` says more about the image",
         )
+
+
+def _finish(process: subprocess.Popen[bytes]) -> bytes:
+    """Return what it printed, once it has ended, which an interruption waits for."""
+    try:
+        return process.communicate(timeout=_SECONDS)[0]
+    except KeyboardInterrupt:
+        process.communicate(timeout=_SECONDS)
+        raise
 
 
 def _name(fd: int) -> str:

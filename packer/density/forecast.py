@@ -16,7 +16,6 @@ from packer.pack.prepare import prepare
 from packer.progress import Progress, Silent
 from packer.sources.base import Wanted
 from packer.survey.disk import open_disk
-from packer.survey.in_use import refuse_if_replaced_under_somebody
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ def forecast(disk: Path, options: AdoptOptions, progress: Progress | None = None
     """
     progress = progress or Silent()
     original = Original.of(disk, options.folders)
-    refuse_if_replaced_under_somebody(original.real)
+    original.demand_unused()
     with open_disk(original.real, backing=options.backing) as opened:
         if options.remove is not None:
             original.demand_expendable(opened)

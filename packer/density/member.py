@@ -127,7 +127,7 @@ def look_at(member: Member, names: Names) -> Surveyed:
         runs = np.array([[0, 0, os.fstat(member.fd).st_size]], dtype=np.int64)
         if isinstance(disk.opening, FlatFile):
             runs = unpack_table(disk.opening.columns.runs, "runs", 3)
-        found = survey(disk)
+        found = survey(disk, at_once=True)
         return Surveyed(found, find_units(found, disk.source, runs, file_extents(member.fd), names))
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import msgspec
 
 from packer.durable import sync_directory
-from packer.errors import Error, InUseError, UsageError
+from packer.errors import Error, InputError, InUseError, UsageError
 from packer.sources.memory import stamp_of
+from packer.sources.partial import SECTOR_BYTES
 from packer.survey.disk import Disk
 from packer.survey.in_use import refuse_if_replaced_under_somebody
 from packer.survey.overlays import overlays_on
 
 NOTE = "adopted.json"
 _MAX_NOTE_BYTES = 1 << 16
-_SECTOR_BYTES = 512  # st_blocks, stat(2)
 _OVERLAYS_SHOWN = 5
 _KEEP = "--keep adopts it and leaves the original where it is"
 
@@ -68,9 +68,16 @@ class Original:
 
     def taken_bytes(self) -> int:
         """Return how many bytes the file takes."""
-        return self.real.stat().st_blocks * _SECTOR_BYTES
+        return self.real.stat().st_blocks * SECTOR_BYTES
 
     # -- whether it can go -----------------------------------------------------------------------
+
+    def demand_unused(self) -> None:
+        """Raise InUseError when somebody uses it, InputError when it may not be read."""
+        try:
+            refuse_if_replaced_under_somebody(self.real)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read: {error.strerror}") from error
 
     def demand_expendable(self, disk: Disk | None = None) -> None:
         """Raise InUseError when something would be lost with it that is not in its VM.
@@ -119,7 +126,7 @@ class Original:
 
     def remove(self) -> None:
         """Remove the file, if it is still what was adopted and nobody needs it. Raises Error."""
-        refuse_if_replaced_under_somebody(self.real)
+        self.demand_unused()
         self.demand_expendable()
         self.demand_unchanged()
         try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from formats.ranges import meeting
 from packer.columns import Column
 
 
@@ -29,12 +30,7 @@ def overlaps(start: Column, end: Column, other_start: Column, other_end: Column)
     The other table is sorted and disjoint; the first one may be in any order and overlap. The
     result is in the order of the first, then of the other.
     """
-    first = np.searchsorted(other_end, start, side="right")
-    last = np.searchsorted(other_start, end, side="left")
-    count = np.maximum(last - first, 0)
-    row = np.repeat(np.arange(len(start)), count)
-    nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-    other = first[row] + nth
+    row, other = meeting(start, end, np.stack([other_start, other_end], axis=1))
     return Overlaps(
         row,
         other,

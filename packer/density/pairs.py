@@ -8,11 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.ranges import spread
 from packer.columns import Column
 from packer.density.dedupe_range import MAX_BYTES
 from packer.density.file_extents import NOWHERE
 from packer.density.overlap import overlaps
 from packer.density.units import Units
+
+PIECE_BYTES = MAX_BYTES // 2
+"""What a request has at most. A run takes in none that begins later, so it fits one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +50,27 @@ class Requests:
             self.slack[rows],
         )
 
+    def runs(self) -> Column:
+        """Return int64[r + 1]: requests [runs[i], runs[i + 1]) follow each other in both files, and
+        are at most MAX_BYTES together.
+        """
+        if len(self) == 0:
+            return np.zeros(1, dtype=np.int64)
+        new = np.ones(len(self), dtype=bool)
+        new[1:] = (
+            (np.diff(self.source_disk) != 0)
+            | (np.diff(self.target_disk) != 0)
+            | (np.diff(self.source) != self.length[:-1])
+            | (np.diff(self.target) != self.length[:-1])
+        )
+        first = np.maximum.accumulate(np.where(new, np.arange(len(self)), 0))
+        nth_piece = (self.source - self.source[first]) // PIECE_BYTES
+        new[1:] |= np.diff(nth_piece) != 0
+        return np.append(np.flatnonzero(new), len(self))
+
     def without_slack(self, rows: Column, block: int) -> Requests:
-        """Return those of some requests that have slack, one block shorter, if more is left."""
-        some = self.only(rows[self.slack[rows] & (self.length[rows] > block)])
+        """Return some requests that have slack, one block shorter."""
+        some = self.only(rows)
         return replace(some, length=some.length - block, slack=np.zeros_like(some.slack))
 
 
@@ -107,7 +129,7 @@ def phase(units: Units, block: int) -> Column:
 
 
 def plan(units: Units, sources: Column, targets: Column, block: int) -> Plan:
-    """Return what to ask for pairs of units that may be equal, in the order of the sources.
+    """Return what to ask for pairs of units that may be equal.
 
     block: of the file system, in bytes. A target stands in one pair at most.
     """
@@ -148,23 +170,29 @@ def plan(units: Units, sources: Column, targets: Column, block: int) -> Plan:
         unit,
         end > units.size[unit],
     ).only(some)
-    requests = _cut(requests)
-    order = np.lexsort((requests.length, requests.source, requests.source_disk))
-    return Plan(requests.only(order), unit[same], length[same])
+    return Plan(_ordered(_cut(requests)), unit[same], length[same])
 
 
 def _cut(requests: Requests) -> Requests:
-    """Return requests of at most MAX_BYTES each."""
-    count = -(-requests.length // MAX_BYTES)
-    row = np.repeat(np.arange(len(requests)), count)
-    nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    """Return requests of at most PIECE_BYTES each."""
+    count = -(-requests.length // PIECE_BYTES)
+    row, nth = spread(np.zeros_like(count), count)
     parts = requests.only(row)
-    return Requests(
-        parts.source_disk,
-        parts.source + nth * MAX_BYTES,
-        parts.target_disk,
-        parts.target + nth * MAX_BYTES,
-        np.minimum(parts.length - nth * MAX_BYTES, MAX_BYTES),
-        parts.unit,
-        parts.slack & (nth == count[row] - 1),
+    return replace(
+        parts,
+        source=parts.source + nth * PIECE_BYTES,
+        target=parts.target + nth * PIECE_BYTES,
+        length=np.minimum(parts.length - nth * PIECE_BYTES, PIECE_BYTES),
+        slack=parts.slack & (nth == count[row] - 1),
     )
+
+
+def _ordered(requests: Requests) -> Requests:
+    """Return requests run by run, and the runs by where on which disk their sources lie."""
+    keys = (requests.target, requests.source, requests.target_disk, requests.source_disk)
+    requests = requests.only(np.lexsort(keys))
+    bounds = requests.runs()
+    head = bounds[:-1]
+    order = np.lexsort((requests.source[head], requests.source_disk[head]))
+    _, row = spread(head[order], np.diff(bounds)[order])
+    return requests.only(row)

@@ -87,6 +87,5 @@ def _demand_equal(original: Source, where: str, offset: int, parts: Sequence[Par
 
 
 def _first_difference(one: bytes, other: bytes) -> int:
-    return next(
-        place for place, pair in enumerate(zip(one, other, strict=True)) if len({*pair}) > 1
-    )
+    pairs = enumerate(zip(one, other, strict=True))
+    return next(place for place, (left, right) in pairs if left != right)

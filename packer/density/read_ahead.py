@@ -10,6 +10,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
+from formats.ranges import spread
 from formats.source import file_data_ranges
 from packer.density.pairs import Requests
 
@@ -53,35 +56,40 @@ class ReadAhead:
 
     def __init__(self, requests: Requests, fds: Sequence[int]) -> None:
         self._fds = fds
-        self._places = list(
-            zip(
-                requests.source_disk.tolist(),
-                requests.source.tolist(),
-                requests.target_disk.tolist(),
-                requests.target.tolist(),
-                requests.length.tolist(),
-                strict=True,
-            )
-        )
-        self._asked: set[tuple[int, int]] = set()
-        self._next = 0
-        self._ahead_bytes = 0
+        self._pieces = _pieces(requests)[::-1]
+        self._passed_bytes = 0
 
-    def pass_over(self, first: int, end: int) -> None:
-        """Say that the requests [first, end) come now, each once and in their order."""
-        while self._next < len(self._places) and (
-            self._next < end or self._ahead_bytes < AHEAD_BYTES
-        ):
-            source_disk, source, target_disk, target, length = self._places[self._next]
-            self._read(source_disk, source, length)
-            self._read(target_disk, target, length)
-            self._ahead_bytes += length
-            self._next += 1
-        self._ahead_bytes -= sum(place[-1] for place in self._places[first:end])
+    def pass_over(self, length: int) -> None:
+        """Say that requests of that many bytes come now; they come in their order."""
+        self._passed_bytes += length
+        near = self._passed_bytes + AHEAD_BYTES
+        while self._pieces and self._pieces[-1][0] < near:
+            _, disk, start, end = self._pieces.pop()
+            os.posix_fadvise(self._fds[disk], start, end - start, os.POSIX_FADV_WILLNEED)
 
-    def _read(self, disk: int, offset: int, length: int) -> None:
-        for chunk in range(offset // _CHUNK_BYTES, (offset + length - 1) // _CHUNK_BYTES + 1):
-            if (disk, chunk) not in self._asked:
-                self._asked.add((disk, chunk))
-                start = chunk * _CHUNK_BYTES
-                os.posix_fadvise(self._fds[disk], start, _CHUNK_BYTES, os.POSIX_FADV_WILLNEED)
+
+def _pieces(requests: Requests) -> list[tuple[int, int, int, int]]:
+    """Return (how many bytes are compared before, disk, start, end) of all to be read, in order.
+
+    What is wanted of a chunk is one piece, from the first such byte to the last.
+    """
+    if len(requests) == 0:
+        return []
+    start = np.concatenate([requests.source, requests.target])
+    end = start + np.tile(requests.length, 2)
+    row, chunk = spread(start // _CHUNK_BYTES, -(-end // _CHUNK_BYTES) - start // _CHUNK_BYTES)
+    disk = np.concatenate([requests.source_disk, requests.target_disk])[row]
+    before = np.tile(np.cumsum(requests.length) - requests.length, 2)[row]
+    low = np.maximum(start[row], chunk * _CHUNK_BYTES)
+    high = np.minimum(end[row], (chunk + 1) * _CHUNK_BYTES)
+    order = np.lexsort((chunk, disk))
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (np.diff(chunk[order]) != 0) | (np.diff(disk[order]) != 0)
+    first = np.flatnonzero(new)
+    columns = (
+        np.minimum.reduceat(before[order], first),
+        disk[order][first],
+        np.minimum.reduceat(low[order], first),
+        np.maximum.reduceat(high[order], first),
+    )
+    return sorted(zip(*(column.tolist() for column in columns), strict=True))

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -32,7 +33,7 @@ _log = logging.getLogger(__name__)
 class _Runs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """runs: the last ones, the newest first; the stamps of the disks that each has compared."""
 
-    schema: int
+    schema: Literal[1]
     runs: list[list[Stamp]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packer.columns import Column
-from packer.density.dedupe_range import DIFFERS, MAX_TARGETS, SAME, share
+from packer.density.dedupe_range import DIFFERS, SAME, share
 from packer.density.pairs import Requests
 from packer.density.read_ahead import ReadAhead
-from packer.progress import Advance
+from packer.progress import Advance, ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,44 +34,46 @@ def share_all(requests: Requests, fds: Sequence[int], block: int, advance: Advan
     """
     gained = np.zeros(len(fds), dtype=np.int64)
     status = _ask(requests, fds, advance)
-    again = requests.without_slack(np.flatnonzero(status == DIFFERS), block)
-    status_again = _ask(again, fds, lambda _: None)
+    slack = np.flatnonzero((status == DIFFERS) & requests.slack & (requests.length > block))
+    again = requests.without_slack(slack, block)
+    status_again = _ask(again, fds, ignore)
     for asked, answers in ((requests, status), (again, status_again)):
         same = answers == SAME
         found = np.bincount(asked.target_disk[same], asked.length[same], len(fds))
         gained += found.astype(np.int64)
-    failed = (status != SAME) & ~np.isin(requests.unit, again.unit)
-    unequal = np.concatenate([requests.unit[failed], again.unit[status_again != SAME]])
+    failed = status != SAME
+    failed[slack] = status_again != SAME
     errors = np.unique(np.concatenate([status, status_again]))
-    return Shared(gained, np.unique(unequal), tuple((-errors[errors < 0]).tolist()))
+    return Shared(gained, np.unique(requests.unit[failed]), tuple((-errors[errors < 0]).tolist()))
 
 
 def _ask(requests: Requests, fds: Sequence[int], advance: Advance) -> NDArray[np.int32]:
-    """Return for each request SAME, DIFFERS, or a negative error number."""
+    """Return for each request SAME, DIFFERS, or a negative error number.
+
+    Each call locks two files and writes to the file system's log, so a whole run is asked for at
+    once. Where that is not equal, its halves are.
+    """
     status = np.zeros(len(requests), dtype=np.int32)
+    columns = (requests.source_disk, requests.source, requests.target_disk, requests.target)
+    source_disk, source, target_disk, target = (column.tolist() for column in columns)
+    source_end = (requests.source + requests.length).tolist()
+
+    def ask(first: int, end: int) -> int:
+        length = source_end[end - 1] - source[first]
+        target_fd = fds[target_disk[first]]
+        return share(fds[source_disk[first]], source[first], target_fd, target[first], length)
+
     reader = ReadAhead(requests, fds)
-    source_disk, source, length, target_disk, target = (
-        column.tolist()
-        for column in (
-            requests.source_disk, requests.source, requests.length,
-            requests.target_disk, requests.target,
-        )
-    )  # fmt: skip
-    for first, end in _batches(requests):
-        reader.pass_over(first, end)
-        places = [(fds[target_disk[row]], target[row]) for row in range(first, end)]
-        status[first:end] = share(fds[source_disk[first]], source[first], length[first], places)
-        advance(length[first] * (end - first))
+    for run in pairwise(requests.runs().tolist()):
+        reader.pass_over(run_bytes := source_end[run[1] - 1] - source[run[0]])
+        parts = [run]
+        while parts:
+            first, end = parts.pop()
+            answer = ask(first, end)
+            if answer == SAME or end - first == 1:
+                status[first:end] = answer
+            else:
+                middle = (first + end) // 2
+                parts += [(middle, end), (first, middle)]
+        advance(run_bytes)
     return status
-
-
-def _batches(requests: Requests) -> Iterator[tuple[int, int]]:
-    """Yield [first, end) of requests with the same source range, which one call answers."""
-    if len(requests) == 0:
-        return
-    new = np.zeros(len(requests), dtype=bool)
-    for column in (requests.source_disk, requests.source, requests.length):
-        new[1:] |= np.diff(column) != 0
-    for first, end in pairwise([0, *np.flatnonzero(new).tolist(), len(requests)]):
-        for low in range(first, end, MAX_TARGETS):
-            yield low, min(low + MAX_TARGETS, end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -13,17 +13,17 @@ import numpy as np
 from packer.artifact.contents import Contents
 from packer.artifact.map import Map
 from packer.columns import Column
-from packer.errors import InUseError
+from packer.durable import sync_directory, sync_file_system
+from packer.errors import Error, InUseError
 from packer.progress import Advance, Progress
 from packer.sources.base import Bytes, FileRange, Piece, Wanted
 from packer.sources.mapped import MappedSource
+from packer.sources.partial import SECTOR_BYTES
 from packer.sources.store import Store
 from packer.survey.disk import Disk
 
 BLOCK_BYTES = 4096
 """In which most file systems store a file; an object takes a whole number of these."""
-
-_SECTOR_BYTES = 512  # st_blocks, stat(2)
 
 
 def lacking(store: Store, wanted: Wanted, progress: Progress) -> Wanted:
@@ -104,16 +104,41 @@ def forget_pages(store: Store, contents: Contents, rows: Column) -> int:
         fd = store.open_object(contents.digest[row].tobytes(), int(contents.size[row]))
         if fd is not None:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            taken += os.fstat(fd).st_blocks * _SECTOR_BYTES
+            taken += os.fstat(fd).st_blocks * SECTOR_BYTES
             os.close(fd)
     return taken
 
 
+@contextmanager
+def durable(folder: Path) -> Iterator[None]:
+    """Make durable what is written meanwhile to the file system of a folder. Raises Error."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Error(f"{folder}: cannot be read: {error.strerror}") from error
+    try:
+        yield
+        _sync(folder, fd)
+    finally:
+        os.close(fd)
+
+
+def _sync(folder: Path, fd: int) -> None:
+    try:
+        sync_file_system(fd)
+        sync_directory(folder)
+    except OSError as error:
+        raise Error(f"{folder}: cannot be made durable: {error.strerror or error}") from error
+
+
 def forget_file(path: Path) -> None:
-    """Make a file durable and have the kernel forget what it remembers of it."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    """Make a file durable and have the kernel forget what it remembers of it. Raises Error."""
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise Error(f"{path}: cannot be made durable: {error.strerror}") from error
 
 
 def _row_of(piece: Piece) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from formats.filesystem.model import DATA
-from formats.ranges import Ranges, clip, empty_ranges, union
+from formats.ranges import Ranges, clip, empty_ranges, spread, union
 from formats.source import Source
 from packer.columns import Column
 from packer.density.file_extents import NOWHERE, FileExtents
@@ -198,9 +198,8 @@ def _cut(ranges: Ranges) -> Ranges:
     ranges = union(ranges)
     first = ranges[:, 0] // RUN_BYTES
     count = -(-ranges[:, 1] // RUN_BYTES) - first
-    row = np.repeat(np.arange(len(ranges)), count)
-    nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-    low = (first[row] + nth) * RUN_BYTES
+    row, nth = spread(first, count)
+    low = nth * RUN_BYTES
     start, end = np.maximum(low, ranges[row, 0]), np.minimum(low + RUN_BYTES, ranges[row, 1])
     return np.stack([start, end], axis=1)
 

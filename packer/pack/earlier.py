@@ -29,10 +29,9 @@ from packer.artifact.contents import BLOCK_BYTES, Class, Contents
 from packer.artifact.hints import Hints, Package
 from packer.artifact.map import Kind, Map
 from packer.artifact.programs import Programs
+from packer.columns import Column
 from packer.pack.cut import NO_STREAM, Cut
 from packer.progress import Progress
-
-Column = NDArray[np.int64]
 
 UNIT_BYTES = 4096
 

@@ -26,8 +26,7 @@ from packer.artifact.contents import (
 from packer.artifact.hints import Hints
 from packer.artifact.map import Kind, Map
 from packer.artifact.programs import Programs
-
-Column = NDArray[np.int64]
+from packer.columns import Column
 
 LEAST_CUT_BYTES = 128 << 10
 """A smaller content stays whole: others find a file more easily than a piece of one."""
@@ -243,10 +242,11 @@ def _classes(
     slices: Slices, content_of_slice: Column, classes: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
     of_slices = np.where(slices.touched, Class.BOOT, classes[slices.content])
-    rank_of_class = np.array([0, 2, 1], dtype=np.uint8)  # boot before shared before private
-    rank = np.full(int(content_of_slice.max(initial=-1)) + 1, 2, dtype=np.uint8)
-    np.minimum.at(rank, content_of_slice, rank_of_class[of_slices])
-    return rank_of_class[rank]
+    by_rank = np.array([Class.BOOT, Class.SHARED, Class.PRIVATE], dtype=np.uint8)
+    rank_of_class = np.argsort(by_rank).astype(np.uint8)
+    lowest = np.full(int(content_of_slice.max(initial=-1)) + 1, len(by_rank) - 1, dtype=np.uint8)
+    np.minimum.at(lowest, content_of_slice, rank_of_class[of_slices])
+    return by_rank[lowest]
 
 
 def _contents(slices: Slices, names: Names, chosen: Column, classes: NDArray[np.uint8]) -> Contents:

@@ -38,15 +38,36 @@ class _Candidates:
     start: Rows
     files: Files
 
-    def take(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> _Candidates:
-        rows = np.arange(len(self.row))[which]
+    def only(self, which: NDArray[np.bool_]) -> _Candidates:
+        return self if which.all() else self.take(np.flatnonzero(which))
+
+    def take(self, rows: Rows) -> _Candidates:
         return _Candidates(self.row[rows], self.start[rows], self.files.take(rows))
 
     def of(self, rows: Rows) -> _Candidates:
-        return self.take(np.isin(self.row, rows))
+        """Return the candidates for some contents."""
+        rows = np.unique(rows)
+        first = np.searchsorted(self.row, rows, side="left")
+        count = np.searchsorted(self.row, rows, side="right") - first
+        # Ranges [first, first + count), one after the other.
+        before = np.cumsum(count) - count
+        return self.take(np.repeat(first - before, count) + np.arange(int(count.sum())))
+
+    def without(self, keys: NDArray[np.int64]) -> _Candidates:
+        """Return all but those of these keys."""
+        doubtful = np.flatnonzero(np.isin(self.row, keys[:, 0]))
+        gone = find_rows(keys, self.take(doubtful).keys()) >= 0
+        keep = np.ones(len(self.row), dtype=bool)
+        keep[doubtful[gone]] = False
+        return self.only(keep)
 
     def followed_by(self, others: _Candidates) -> _Candidates:
-        """Return all candidates of both; within a row, those of `self` come first."""
+        """Return all candidates of both; within a row, those of `self` come first.
+
+        Sorts the others; `self` is sorted.
+        """
+        if len(others.row) == 0:
+            return self
         row = np.concatenate([self.row, others.row])
         order = np.argsort(row, kind="stable")
         paths = self.files.path + others.files.path
@@ -107,8 +128,8 @@ class DirectorySource:
         with self._lock:
             if self._refuted:
                 keys = map(tuple, found.keys().tolist())
-                found = found.take(np.array([key not in self._refuted for key in keys], dtype=bool))
-            others = self._candidates.take(~np.isin(self._candidates.row, wanted.rows))
+                found = found.only(np.array([key not in self._refuted for key in keys], dtype=bool))
+            others = self._candidates.only(~np.isin(self._candidates.row, wanted.rows))
             self._candidates = others.followed_by(found)
         return free_offers(np.unique(found.row))
 
@@ -123,9 +144,9 @@ class DirectorySource:
             return np.empty(0, dtype=np.int64)
         size = contents.size[found.row]
         digest, known = hash_files(self._tree, found.files, found.start, size, self._memory)
-        proven = found.take(known & (digest == contents.digest[found.row]).all(axis=1))
+        proven = found.only(known & (digest == contents.digest[found.row]).all(axis=1))
         with self._lock:
-            others = self._candidates.take(~np.isin(self._candidates.row, rows))
+            others = self._candidates.only(~np.isin(self._candidates.row, rows))
             self._candidates = others.followed_by(proven)
         return np.unique(proven.row)
 
@@ -184,9 +205,7 @@ class DirectorySource:
         if not ok:
             with self._lock:
                 self._refuted.update(map(tuple, served.tolist()))
-                keys = map(tuple, self._candidates.keys().tolist())
-                keep = [key not in self._refuted for key in keys]
-                self._candidates = self._candidates.take(np.array(keep, dtype=bool))
+                self._candidates = self._candidates.without(served)
         elif self._memory is not None:
             self._memory.remember(stamp, start, contents.size[row], contents.digest[row])
 
@@ -231,7 +250,8 @@ class DirectorySource:
         size = contents.size[found.row]
         digest, known = self._memory.recall(found.files.stamp, found.start, size)
         equal = (digest == contents.digest[found.row]).all(axis=1)
-        return found.take(known & equal).followed_by(found.take(~known))
+        confirmed = _no_candidates().followed_by(found.only(known & equal))
+        return confirmed.followed_by(found.only(~known))
 
     def _search(self, wanted: Wanted) -> _Candidates:
         """Return the files of the whole tree that hold wanted contents, by their digests."""
@@ -242,7 +262,7 @@ class DirectorySource:
         digest, known = hash_files(self._tree, files, np.zeros_like(size), size, self._memory)
         place = find_rows(contents.digest[rows], digest)
         hit = known & (place >= 0)
-        found = _Candidates(rows[place], np.zeros_like(place), files).take(hit)
+        found = _Candidates(rows[place], np.zeros_like(place), files).only(hit)
         return _no_candidates().followed_by(found)
 
 

@@ -53,6 +53,12 @@ class Leases:
         """
         os.close(self._write(self._path(name), digests))
 
+    def has(self, name: str) -> bool:
+        """Return whether a VM has a lease."""
+        path = self._path(name)
+        with store_errors(self._store):
+            return path.exists()
+
     def release(self, name: str) -> None:
         """Drop a VM's lease, if there is one."""
         path = self._path(name)
@@ -129,6 +135,6 @@ def _digests(path: Path, data: bytes) -> NDArray[np.uint8]:
     if len(data) % DIGEST_BYTES:
         raise StoreError(
             f"{path}: expected digests of 32 bytes each, found {len(data)} bytes",
-            hint="remove this file if the VM that it is named after is gone",
+            hint="remove this file if no VM has the UUID that it is named after: vmpack ps --json",
         )
     return np.frombuffer(data, dtype=np.uint8).reshape(-1, DIGEST_BYTES)

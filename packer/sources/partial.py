@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from packer.artifact.contents import BLOCK_BYTES, Contents
+from packer.artifact.contents import Contents
 from packer.sources.store_files import (
     CREATE_FLAGS,
     OPEN_FLAGS,
@@ -134,7 +134,7 @@ class Partials:
 def block_is_there(fd: int, contents: Contents, row: int, block: int) -> bool:
     """Return whether an open file holds a block of a content, by hashing it. Raises OSError."""
     start, end = contents.block_bounds(row, block)
-    data = os.pread(fd, BLOCK_BYTES, start)[: end - start]
+    data = os.pread(fd, end - start, start)
     return hashlib.sha256(data).digest() == contents.block_digest(row, block)
 
 

@@ -162,13 +162,27 @@ class Store:
         """
         if self.holds(digest, length):
             return True
-        with self._writing(digest) as (target, keep):
-            if not copy_range(self._cloner, fd, offset, length, target):
-                return False
-            if hash_range(target, 0, length) != digest:
-                return False
-            keep()
+        kept = self.open_clone(fd, offset, length, digest)
+        if kept is None:
+            return False
+        os.close(kept)
         return True
+
+    def open_clone(self, fd: int, offset: int, length: int, digest: bytes) -> int | None:
+        """Keep it as `put_clone` does; return a descriptor of the object, which was hashed.
+
+        None when it is not the content of that name.
+        """
+        with self._writing(digest) as (target, keep):
+            if copy_range(self._cloner, fd, offset, length, target) != digest:
+                return None
+            keep()
+            kept = self.open_object(digest, length)
+            if kept is not None:
+                if os.path.samestat(os.fstat(kept), os.fstat(target)):
+                    return kept
+                os.close(kept)
+        return self.open_verified(digest, length)  # another writer has put its own there
 
     def take_in(self, path: Path, fd: int, digest: bytes, size: int) -> bool:
         """Make a file of the store's own folder, open as `fd`, the object of that name.
@@ -367,19 +381,23 @@ class Store:
     def _writing(self, digest: bytes) -> Iterator[tuple[int, Callable[[], None]]]:
         """Give a locked temporary file and what turns it into the object; else it is removed."""
         path = self._temporary / f"{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}"
+        kept = False
         with store_errors(self.folder):
             fd = self._create(path)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
                 def keep() -> None:
+                    nonlocal kept
                     os.fchmod(fd, 0o444)
                     self._make_prefix(digest.hex()[:2])
                     path.rename(self.path_of(digest))
+                    kept = True
 
                 yield fd, keep
             finally:
-                path.unlink(missing_ok=True)  # gone already if it was kept
+                if not kept:
+                    path.unlink(missing_ok=True)
                 os.close(fd)
 
     def _create(self, path: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import time
@@ -138,26 +139,30 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def copy_range(cloner: Cloner, fd: int, offset: int, length: int, target: int) -> bool:
-    """Fill the empty file `target` with a range of another; False when that cannot be read.
+def copy_range(cloner: Cloner, fd: int, offset: int, length: int, target: int) -> bytes | None:
+    """Fill the empty file `target` with a range of another; return the SHA-256 of what is there.
 
-    As many whole blocks as the file system shares are shared. Raises OSError when the target
-    cannot be written.
+    As many whole blocks as the file system shares are shared, and read there: the other file may
+    change at any time. None when it cannot be read. Raises OSError when the target cannot be.
     """
     done = _shareable(fd, offset, length, target)
     if done == 0 or not cloner.clone_blocks(fd, offset, target, 0, done):
         done = 0
+    hasher = hashlib.sha256()
+    for start in range(0, done, COPY_STEP_BYTES):
+        hasher.update(os.pread(target, min(COPY_STEP_BYTES, done - start), start))
     os.lseek(target, done, os.SEEK_SET)
     while done < length:
         try:
             data = os.pread(fd, min(COPY_STEP_BYTES, length - done), offset + done)
         except OSError:  # a bad sector of the source is no trouble of the target's
-            return False
+            return None
         if not data:
-            return False
+            return None
+        hasher.update(data)
         write_all(target, data)
         done += len(data)
-    return True
+    return hasher.digest()
 
 
 def _shareable(fd: int, offset: int, length: int, target: int) -> int:

@@ -1,7 +1,8 @@
 """Survey a disk: which volumes it has, and who owns which bytes of them.
 
-One child reads the table and looks at each volume; one more child for each file system reads it.
-A table that cannot be read is an error. A volume that cannot be read is raw: it travels as it is.
+One child reads the table and looks at each volume; one more child for each file system reads it,
+unless one is asked to read all. A table that cannot be read is an error. A volume that cannot be
+read is raw: it travels as it is.
 That all together take too long is an error: what travels shall not depend on when time is up.
 """
 
@@ -29,14 +30,17 @@ WALL_FACTOR = 8
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
-def survey(disk: Disk, *, limits: Limits | None = None) -> Survey:
+def survey(disk: Disk, *, limits: Limits | None = None, at_once: bool = False) -> Survey:
     """Return who owns which bytes of the disk.
 
     limits: of each child. After WALL_FACTOR times its wall clock no further one is started,
     because a table may list thousands of volumes that each take as long as they can.
+    at_once: have one child read it all, which is quicker; if that one fails, as without.
     Raises InputError when its partition table cannot be read, or when that time is over.
     """
     limits = limits or Limits()
+    if at_once and (found := _survey_at_once(disk, limits)):
+        return found
     allowed = WALL_FACTOR * limits.wall_seconds
     deadline = time.monotonic() + allowed
     table = read_partitions(disk, limits=limits)
@@ -50,6 +54,27 @@ def survey(disk: Disk, *, limits: Limits | None = None) -> Survey:
                 "to do harm",
             )
         gathered.add(partition, *_read_volume(disk, partition, limits))
+    return gathered.survey(disk, table)
+
+
+def _survey_at_once(disk: Disk, limits: Limits) -> Survey | None:
+    """Return the survey, or None if one child does not read the table and all volumes."""
+    request = wire.ReadDisk(disk.opening)
+    gathered = _Gathered()
+    try:
+        reply = disk.ask("disk", _name(disk), request, wire.DiskReply, limits)
+        if isinstance(reply, wire.Failure):
+            return None
+        table = believe_table(reply.table, disk.size)
+        readable = sum(bool(one.reader) for one in table.partitions)
+        if len(reply.volumes) != readable:
+            return None
+        answers = iter(reply.volumes)
+        for one in table.partitions:
+            found = _judge(disk, one, next(answers)) if one.reader else _unread(disk, one)
+            gathered.add(one, *found)
+    except (ChildError, wire.MalformedError):
+        return None
     return gathered.survey(disk, table)
 
 
@@ -85,20 +110,35 @@ def _read_volume(
 ) -> tuple[VolumeColumns | None, str]:
     """Return (what its reader found, warning); None for a volume that stays raw."""
     if not partition.reader:
-        return None, "" if partition.quiet else _raw_warning(disk, partition, partition.note)
-    size = partition.end - partition.start
+        return _unread(disk, partition)
     request = wire.ReadVolume(disk.opening, partition.reader, partition.start, partition.end)
-    place = f"volume {partition.number} of {_name(disk)}" if partition.number else _name(disk)
+    place = _place(disk, partition)
     try:
-        reply = disk.ask(partition.reader, place, request, wire.VolumeReply, limits)
-        if isinstance(reply, wire.Failure):
-            return None, _raw_warning(disk, partition, clean_text(reply.reason))
-        try:
-            return believe_volume(reply, size), ""
-        except wire.MalformedError as error:
-            raise lied(partition.reader, place, error) from error
+        return _judge(
+            disk, partition, disk.ask(partition.reader, place, request, wire.VolumeReply, limits)
+        )
     except ChildError as error:
         return None, _raw_warning(disk, partition, error.message)
+
+
+def _judge(
+    disk: Disk, partition: wire.WirePartition, reply: wire.VolumeReply | wire.Failure
+) -> tuple[VolumeColumns | None, str]:
+    """Return the same of what a child says about a volume. Raises ChildError for lies."""
+    if isinstance(reply, wire.Failure):
+        return None, _raw_warning(disk, partition, clean_text(reply.reason))
+    try:
+        return believe_volume(reply, partition.end - partition.start), ""
+    except wire.MalformedError as error:
+        raise lied(partition.reader, _place(disk, partition), error) from error
+
+
+def _unread(disk: Disk, partition: wire.WirePartition) -> tuple[None, str]:
+    return None, "" if partition.quiet else _raw_warning(disk, partition, partition.note)
+
+
+def _place(disk: Disk, partition: wire.WirePartition) -> str:
+    return f"volume {partition.number} of {_name(disk)}" if partition.number else _name(disk)
 
 
 def _raw_warning(disk: Disk, partition: wire.WirePartition, why: str) -> str:

@@ -96,6 +96,12 @@ class ReadVolume(msgspec.Struct, frozen=True, array_like=True, tag="volume"):
     end: int
 
 
+class ReadDisk(msgspec.Struct, frozen=True, array_like=True, tag="disk"):
+    """Read the partition table and all file systems. Answer: DiskReply."""
+
+    opening: Opening
+
+
 class FileRuns(msgspec.Struct, frozen=True, array_like=True):
     """Files of a disk: columns (file, 1 + offset on the disk or 0 for zeros, length in bytes).
 
@@ -152,6 +158,7 @@ Request = (
     ReadContainer
     | ReadTable
     | ReadVolume
+    | ReadDisk
     | ReadPrograms
     | ReadSmallFiles
     | ReadHive
@@ -240,6 +247,13 @@ class VolumeReply(msgspec.Struct, frozen=True, array_like=True, tag="volume"):
     unread: Texts
 
 
+class DiskReply(msgspec.Struct, frozen=True, array_like=True, tag="disk"):
+    """volumes: of the partitions that have a reader, in the order of the table."""
+
+    table: TableReply
+    volumes: Annotated[list[VolumeReply | Failure], msgspec.Meta(max_length=MAX_PARTITIONS)]
+
+
 class ProgramsReply(msgspec.Struct, frozen=True, array_like=True, tag="programs"):
     """What was asked for, a row for each program; see packer.survey.programs.
 
@@ -308,6 +322,7 @@ Answer = (
     ContainerReply
     | TableReply
     | VolumeReply
+    | DiskReply
     | ProgramsReply
     | SmallFilesReply
     | HiveReply

@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,7 @@ from packer.transport.nbd import NbdError
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _NO_TABLE_NUMBER = 0
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,29 +76,39 @@ def main(parent: int) -> None:
 
 
 def _answer(request: wire.Request) -> wire.Reply:
+    return _or_failure(lambda: _read(request))
+
+
+def _or_failure(read: Callable[[], _Read]) -> _Read | wire.Failure:
     try:
-        if isinstance(request, wire.ReadContainer):
-            return _read_container(request)
-        source = open_source(request.opening)
-        if isinstance(request, wire.ReadTable):
-            return _read_table(source)
-        if isinstance(request, wire.ReadPrograms):
-            return program_reader.answer(request, source)
-        if isinstance(request, wire.ReadHive):
-            return hive_reader.answer(request, source)
-        if isinstance(request, wire.ReadCatalogs):
-            return record_reader.answer_catalogs(request, source)
-        if isinstance(request, wire.ReadManifests):
-            return record_reader.answer_manifests(request, source)
-        if isinstance(request, wire.ReadSmallFiles):
-            return _read_small_files(request, source)
-        return _read_volume(request, source)
+        return read()
     except NbdError as error:
         return wire.Failure(_printable(str(error)), by_server=True)
     except (FormatError, InputError) as error:
         return wire.Failure(_printable(str(error)))
     except OSError as error:
         return wire.Failure(f"cannot be read: {_printable(str(error))}")
+
+
+def _read(request: wire.Request) -> wire.Reply:
+    if isinstance(request, wire.ReadContainer):
+        return _read_container(request)
+    source = open_source(request.opening)
+    if isinstance(request, wire.ReadTable):
+        return _read_table(source)
+    if isinstance(request, wire.ReadDisk):
+        return _read_disk(request, source)
+    if isinstance(request, wire.ReadPrograms):
+        return program_reader.answer(request, source)
+    if isinstance(request, wire.ReadHive):
+        return hive_reader.answer(request, source)
+    if isinstance(request, wire.ReadCatalogs):
+        return record_reader.answer_catalogs(request, source)
+    if isinstance(request, wire.ReadManifests):
+        return record_reader.answer_manifests(request, source)
+    if isinstance(request, wire.ReadSmallFiles):
+        return _read_small_files(request, source)
+    return _read_volume(request, source)
 
 
 def _read_container(request: wire.ReadContainer) -> wire.ContainerReply:
@@ -210,6 +223,18 @@ def _read_volume(request: wire.ReadVolume, source: Source) -> wire.VolumeReply:
         wire.pack_texts([name for name, _ in links]),
         wire.pack_texts([target for _, target in links]),
         unread,
+    )
+
+
+def _read_disk(request: wire.ReadDisk, source: Source) -> wire.DiskReply:
+    table = _read_table(source)
+    volumes = [
+        wire.ReadVolume(request.opening, one.reader, one.start, one.end)
+        for one in table.partitions
+        if one.reader
+    ]
+    return wire.DiskReply(
+        table, [_or_failure(partial(_read_volume, one, source)) for one in volumes]
     )
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,127 +15,30 @@ from packer.artifact.map import Kind
 from packer.density.adopt import AdoptOptions, AdoptReport, adopt
 from packer.density.forecast import forecast
 from packer.errors import Error, InUseError, UsageError
-from packer.progress import Advance, Silent
 from packer.run.disk.export import UnavailableError
-from packer.run.vm.vm import OWN_PACK, all_vms, the_vm, vms_folder
+from packer.run.vm.vm import OWN_PACK, the_vm
 from packer.sources.open import open_pack
 from packer.sources.store import Store
 from packer.sources.store_files import StoreError
-from packer.unpack.verify import verify
+from tests.density.adopting import (
+    SHIPPED,
+    At,
+    comes_back,
+    disk,
+    names_in_state,
+    nothing_happens_to,
+    objects,
+    options,
+    original,
+)
 from tests.density.places import MIB, digest, sharing, used_bytes
-from tests.guest.dpkg_guest import Deb, DpkgRoot, build_deb
 from tests.host import needs_root, run
 from tests.round_trip.disks import copy_sparse, differences
 from tests.round_trip.packs import guest
-from tests.round_trip.small import make_disk
 from tests.run.vms import MEMORY, VmHost, boot_to, reports, vm_host
 from tests.survey.test_in_use import holding, qemu
 
-__all__ = ["vm_host"]
-
-FILES = 40
-SHIPPED = FILES + 1
-"""With the list of their digests, which the package brings along."""
-STAGES = ("hashing", "compressing", "putting into the store", "verifying")
-
-
-def noise(seed: int, count: int) -> bytes:
-    return hashlib.shake_256(str(seed).encode()).digest(count)
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A disk with files that a package ships, and a few of its own."""
-    folder = tmp_path_factory.mktemp("original")
-    guest_root = DpkgRoot(folder)
-    files = {f"/usr/lib/noise/{one}": noise(one, 3000 + 90_000 * (one % 3)) for one in range(FILES)}
-    guest_root.dpkg("--install", build_deb(folder, Deb("noise", files)))
-    (guest_root.root / "srv").mkdir()
-    (guest_root.root / "srv/own").write_bytes(noise(1000, 200_000))
-    return make_disk(folder / "disk.raw", guest_root.root, size_mib=32)
-
-
-@pytest.fixture
-def disk(original: Path, tmp_path: Path) -> Path:
-    (tmp_path / "disks").mkdir()
-    return copy_sparse(original, tmp_path / "disks" / "mail.raw")
-
-
-@pytest.fixture
-def options(tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> AdoptOptions:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_folder))
-    monkeypatch.setenv("VMPACK_HOME", str(tmp_path / "home"))
-    return AdoptOptions(
-        "mail", "mail", Store(tmp_path / "store"), state=tmp_path / "state", remove=always
-    )
-
-
-def always(_: AdoptReport) -> bool:
-    return True
-
-
-def objects(options: AdoptOptions) -> int:
-    return len(list(options.store.list()))
-
-
-def names_in_state(options: AdoptOptions) -> list[str]:
-    folder = vms_folder(options.state)
-    return sorted(os.listdir(folder)) if folder.exists() else []  # noqa: PTH208
-
-
-def comes_back(report: AdoptReport, original: Path, options: AdoptOptions) -> bool:
-    """By another way than adopt's own: the own pack proves the original, the store has the rest."""
-    with open_pack(str(report.vm.folder / OWN_PACK)) as own:
-        contents = own.map.contents
-        carried = set(own.index.content.tolist())
-        for row in range(len(contents)):
-            if row in carried:
-                continue
-            fd = options.store.open_verified(
-                contents.digest[row].tobytes(), int(contents.size[row])
-            )
-            if fd is None:
-                return False
-            os.close(fd)
-        return verify(original, own.map).right
-
-
-class At:
-    """Progress by which something happens as a stage begins."""
-
-    def __init__(self, title: str, happens: Callable[[], None]) -> None:
-        self._title = title
-        self._happens = happens
-
-    def stage(self, title: str, total_bytes: int) -> AbstractContextManager[Advance]:
-        if title == self._title:
-            self._happens()
-        return Silent().stage(title, total_bytes)
-
-
-@contextmanager
-def nothing_happens_to(disk: Path, options: AdoptOptions) -> Iterator[None]:
-    """The disk stays, and there is neither a VM nor anything in the store or the state folder."""
-    before = digest(disk), disk.stat().st_mtime_ns
-    yield
-    assert (digest(disk), disk.stat().st_mtime_ns) == before
-    assert names_in_state(options) == []
-    assert objects(options) == 0
-
-
-def in_a_child(work: Callable[[], object]) -> int:
-    """The status of a child of ours that does something, as of wait(2)."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(9)
-    return os.waitpid(child, 0)[1]
-
-
-def kill_self() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+__all__ = ["disk", "options", "original", "vm_host"]
 
 
 def test_a_disk_becomes_a_vm_and_goes(disk: Path, original: Path, options: AdoptOptions) -> None:
@@ -246,51 +145,6 @@ def test_another_disk_does_not_get_a_name_that_is_taken(
     with pytest.raises(InUseError, match="there is a VM mail already"):
         adopt(other, options, [])
     assert other.exists()
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_kill_loses_nothing(
-    stage: str, disk: Path, original: Path, options: AdoptOptions
-) -> None:
-    before = digest(disk)
-    status = in_a_child(lambda: adopt(disk, options, [], At(stage, kill_self)))
-    assert os.WTERMSIG(status) == signal.SIGKILL
-    assert digest(disk) == before
-    assert list(all_vms(options.state)) == []
-    report = adopt(disk, options, [])
-    assert comes_back(report, original, options)
-    assert names_in_state(options) == ["mail"]  # what was left behind is gone
-
-
-def test_what_a_killed_one_put_into_the_store_can_be_collected(
-    disk: Path, options: AdoptOptions
-) -> None:
-    in_a_child(lambda: adopt(disk, options, [], At("verifying", kill_self)))
-    assert objects(options) == SHIPPED
-    assert len(options.store.collect(everything=True).digests) == SHIPPED
-
-
-def test_a_kill_before_the_original_goes_leaves_both(
-    disk: Path, original: Path, options: AdoptOptions
-) -> None:
-    def kill(_: AdoptReport) -> bool:
-        kill_self()
-        return True
-
-    status = in_a_child(lambda: adopt(disk, replace(options, remove=kill), []))
-    assert os.WTERMSIG(status) == signal.SIGKILL
-    assert digest(disk) == digest(original)
-    assert options.store.collect(everything=True).digests == ()
-    assert comes_back(adopt(disk, options, []), original, options)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_an_interrupt_leaves_nothing(stage: str, disk: Path, options: AdoptOptions) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    with nothing_happens_to(disk, options), pytest.raises(KeyboardInterrupt):
-        adopt(disk, options, [], At(stage, interrupt))
 
 
 @pytest.mark.root

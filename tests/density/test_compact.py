@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from packer.errors import InputError, InUseError, UsageError
 from packer.progress import Advance, Silent
 from packer.survey.in_use import kept_from_everybody
 from tests.density.places import BLOCK, MIB, digest
-from tests.host import needs_root, run
+from tests.host import as_nobody, needs_root, run
 from tests.round_trip.command import Vmpack
 from tests.round_trip.disks import (
     check_ext4,
@@ -288,6 +290,55 @@ def test_a_disk_that_changes_meanwhile_is_left_alone(noisy: Path, container: str
     with pytest.raises(InUseError, match="was changed meanwhile"):
         compacting.compact(disk, progress=Meddling(disk.touch))
     assert taken(disk) == before
+
+
+WRITES_JUST_BEFORE = """
+import fcntl, sys
+from packer.density.compact import compact
+from packer.errors import InUseError
+
+path, offset, calls = sys.argv[1], int(sys.argv[2]), []
+
+def write(event, arguments):
+    if event == "fcntl.fcntl" and arguments[1:] == (fcntl.F_SETLEASE, fcntl.F_WRLCK) and not calls:
+        calls.append(event)
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            file.write(b"written")
+
+sys.addaudithook(write)
+try:
+    compact(path)
+except InUseError as error:
+    print(error)
+"""
+
+
+def test_what_is_written_just_before_nobody_can_open_the_disk_is_not_lost(
+    noisy: Path, original: Path
+) -> None:
+    """By somebody who opened and closed the disk after we had looked at it."""
+    offset = int(unseen(original, ROOT_OFFSET).free[0][0])
+    said = run(sys.executable, "-c", WRITES_JUST_BEFORE, noisy, str(offset))
+    assert "was changed meanwhile" in said
+    with noisy.open("rb") as file:
+        file.seek(offset)
+        assert file.read(7) == b"written"
+
+
+@pytest.mark.root
+@needs_root
+def test_a_disk_that_may_not_be_read_is_named() -> None:
+    def ask() -> None:
+        with pytest.raises(InputError, match=r"disk\.raw cannot be read: Permission denied"):
+            compacting.compact(disk)
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        disk = Path(folder, "disk.raw")
+        disk.write_bytes(bytes(MIB))
+        disk.chmod(0)
+        as_nobody(ask)
 
 
 @pytest.mark.parametrize("container", ["raw", "qcow2"])

@@ -45,10 +45,11 @@ def files(place: Path) -> Iterator[list[int]]:
 
 def test_equal_ranges_share_their_blocks_and_others_do_not(place: Path, files: list[int]) -> None:
     one, two, three = files
-    assert share(one, 0, 64 * BLOCK, [(two, 0), (three, 0)]) == [SAME, DIFFERS]
+    assert share(one, 0, two, 0, 64 * BLOCK) == SAME
+    assert share(one, 0, three, 0, 64 * BLOCK) == DIFFERS
     assert shared_bytes(place / "file-1") == 64 * BLOCK
     assert shared_bytes(place / "file-2") == 0
-    assert share(one, 11 * BLOCK, 4 * BLOCK, [(three, 11 * BLOCK)]) == [SAME]
+    assert share(one, 11 * BLOCK, three, 11 * BLOCK, 4 * BLOCK) == SAME
     assert shared_bytes(place / "file-2") == 4 * BLOCK
     assert (place / "file-1").read_bytes() == DATA
     assert (place / "file-2").read_bytes()[: 10 * BLOCK] == DATA[: 10 * BLOCK]
@@ -59,7 +60,7 @@ def test_blocks_are_shared_within_a_file(place: Path) -> None:
     path.write_bytes(DATA + DATA)
     fd = os.open(path, os.O_RDONLY)
     try:
-        assert share(fd, 0, 64 * BLOCK, [(fd, 64 * BLOCK)]) == [SAME]
+        assert share(fd, 0, fd, 64 * BLOCK, 64 * BLOCK) == SAME
         assert shared_bytes(path) == 128 * BLOCK
     finally:
         os.close(fd)
@@ -71,7 +72,7 @@ def test_extents_say_what_is_shared_already(place: Path, files: list[int]) -> No
     before, other = file_extents(one), file_extents(two)
     assert (before.start[0], before.end[-1]) == (0, 64 * BLOCK)
     assert not set(before.place.tolist()) & set(other.place.tolist())
-    assert share(one, 0, 64 * BLOCK, [(two, 0)]) == [SAME]
+    assert share(one, 0, two, 0, 64 * BLOCK) == SAME
     assert file_extents(two).place.tolist() == file_extents(one).place.tolist()
 
 
@@ -115,7 +116,7 @@ def test_another_file_system_and_one_without_are_told_apart(
 
 def test_a_range_that_is_not_aligned_is_an_error_of_its_own(files: list[int]) -> None:
     one, two, _ = files
-    assert share(one, 0, BLOCK, [(two, 512), (two, 0)]) == [-errno.EINVAL, SAME]
+    assert share(one, 0, two, 512, BLOCK) == -errno.EINVAL
 
 
 def test_the_owner_may_share_a_file_and_others_may_not(files: list[int]) -> None:
@@ -125,6 +126,7 @@ def test_the_owner_may_share_a_file_and_others_may_not(files: list[int]) -> None
     def ask() -> None:
         assert why_not(one, two) == 0
         assert why_not(one, three) == errno.EPERM
-        assert share(one, 0, BLOCK, [(two, 0), (three, 0)]) == [SAME, -errno.EPERM]
+        assert share(one, 0, two, 0, BLOCK) == SAME
+        assert share(one, 0, three, 0, BLOCK) == -errno.EPERM
 
     as_nobody(ask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from packer.density.dedupe_range import MAX_BYTES
@@ -57,10 +59,36 @@ def test_extents_that_are_cut_differently_meet_piece_by_piece() -> None:
     ]
 
 
-def test_several_targets_of_one_source_are_asked_for_together() -> None:
-    extents = [(0, 0, BLOCK, -1)]
-    table = units((0, BLOCK, extents), (1, BLOCK, extents), (2, BLOCK, extents))
-    assert asked(table, [0, 0], [1, 2]) == [(0, 0, 1, 0, BLOCK, 0), (0, 0, 2, 0, BLOCK, 0)]
+def runs(one: Units, sources: list[int], targets: list[int]) -> list[list[tuple[int, int]]]:
+    """Where the sources and targets of each run lie, in blocks."""
+    found = plan(one, column(*sources), column(*targets), BLOCK).requests
+    places = np.stack([found.source, found.target], axis=1) // BLOCK
+    bounds = pairwise(found.runs().tolist())
+    return [[tuple(row) for row in places[first:end].tolist()] for first, end in bounds]
+
+
+def test_files_that_follow_each_other_on_both_disks_are_asked_for_together() -> None:
+    sizes = (3, 2, 1)
+    here = [(0, size * BLOCK, at) for size, at in zip(sizes, (10, 13, 20), strict=True)]
+    there = [(1, size * BLOCK, at) for size, at in zip(sizes, (40, 43, 45), strict=True)]
+    table = units(
+        *((disk, size, [(0, at * BLOCK, size, -1)]) for disk, size, at in (*here, *there))
+    )
+    assert runs(table, [0, 1, 2], [3, 4, 5]) == [[(10, 40), (13, 43)], [(20, 45)]]
+
+
+def test_each_disk_is_asked_for_apart_where_the_source_is_at_hand() -> None:
+    table = units(
+        *((disk, BLOCK, [(0, at * BLOCK, BLOCK, -1)]) for disk in range(3) for at in (1, 2, 9))
+    )
+    assert runs(table, [0, 1, 2, 0, 1, 2], [3, 4, 5, 6, 7, 8]) == [
+        [(1, 1), (2, 2)],
+        [(1, 1), (2, 2)],
+        [(9, 9)],
+        [(9, 9)],
+    ]
+    asked_of = [row[2] for row in asked(table, [0, 1, 2, 0, 1, 2], [3, 4, 5, 6, 7, 8])]
+    assert asked_of == [1, 1, 2, 2, 1, 2]
 
 
 def test_what_shares_blocks_already_is_not_asked_for() -> None:
@@ -100,12 +128,25 @@ def test_what_lies_unevenly_is_shared_only_with_what_lies_as_unevenly() -> None:
     assert asked(table, [0], [2]) == []
 
 
-def test_requests_have_a_bound() -> None:
-    extents = [(0, 0, 2 * MAX_BYTES + BLOCK, -1)]
-    table = units((0, 2 * MAX_BYTES + 1, extents), (1, 2 * MAX_BYTES + 1, extents))
-    rows = asked(table, [0], [1])
-    assert [(row[1], row[4], row[5]) for row in rows] == [
-        (0, MAX_BYTES, 0),
-        (MAX_BYTES, MAX_BYTES, 0),
-        (2 * MAX_BYTES, BLOCK, 1),
-    ]
+def test_requests_and_runs_have_a_bound() -> None:
+    """Whatever lies beside it."""
+    first = MAX_BYTES - 3 * BLOCK
+    long = 2 * MAX_BYTES + BLOCK
+    table = units(
+        *(
+            (disk, size, [(0, at, -(-size // BLOCK) * BLOCK, -1)])
+            for disk in range(2)
+            for at, size in ((0, first), (first, long - BLOCK + 1))
+        )
+    )
+    requests = plan(table, column(0, 1), column(2, 3), BLOCK).requests
+    assert int(requests.length.sum()) == first + long
+    assert int(requests.length.max()) <= MAX_BYTES // 2
+    together = np.add.reduceat(requests.length, requests.runs()[:-1])
+    assert MAX_BYTES // 2 <= int(together.max()) <= MAX_BYTES
+    assert requests.slack.tolist() == [False] * (len(requests) - 1) + [True]
+
+
+def test_nothing_makes_no_run() -> None:
+    table = units((0, BLOCK, [(0, 0, BLOCK, -1)]))
+    assert runs(table, [], []) == []

@@ -51,7 +51,7 @@ class VmHost:
             return create_vm(opened, served, wishes, state=state, another=True)
 
     def vms(self) -> list[Vm]:
-        return [vm for state in self.states for vm in all_vms(state)]
+        return [vm for state in self.states for vm in all_vms(state, damaged=[])]
 
     def end(self) -> None:
         """End what still runs: found by the VMs' own records and sockets."""

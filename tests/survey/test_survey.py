@@ -7,6 +7,7 @@ import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from dataclasses import fields
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -313,6 +314,48 @@ def test_a_damaged_file_system_is_raw_and_the_others_are_not(tmp_path: Path) -> 
     assert [one.kind for one in found.volumes] == ["raw", "vfat", "swap", "raw"]
     assert found.warnings[0].startswith("partition 1: ")
     assert "it cannot be stubbed: up to" in found.warnings[0]
+
+
+def surveyed_at_once(path: Path) -> Survey:
+    with open_disk(path) as disk:
+        return survey(disk, at_once=True)
+
+
+def assert_equal(left: Survey, right: Survey) -> None:
+    for name in (one.name for one in fields(Survey)):
+        one, other = getattr(left, name), getattr(right, name)
+        same = np.array_equal(one, other) if isinstance(one, np.ndarray) else str(one) == str(other)
+        assert same, name
+
+
+def test_one_child_for_all_finds_what_one_for_each_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound, damaged = disks.whole_disk(tmp_path), tmp_path / "damaged.raw"
+    damaged.write_bytes(sound.read_bytes())
+    disks.write_at(damaged, EXT.start + 1024 + 24, b"\xff\xff\xff\xff")  # s_log_block_size
+    expected = [surveyed(path) for path in (sound, damaged)]
+    asked = []
+    exchange = child.exchange
+
+    def noted(command: list[str], job: child.Job) -> tuple[int, bytearray, bytes]:
+        asked.append(job.place)
+        return exchange(command, job)
+
+    monkeypatch.setattr(child, "exchange", noted)
+    for path, one in zip((sound, damaged), expected, strict=True):
+        assert_equal(surveyed_at_once(path), one)
+    assert asked == [sound.name, damaged.name]
+
+
+def test_where_one_child_for_all_fails_each_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "WORKER", "tests.survey.crashing_worker")
+    path = disks.whole_disk(tmp_path)
+    found = surveyed_at_once(path)
+    assert [one.kind for one in found.volumes] == ["raw", "vfat", "swap", "raw"]
+    assert_equal(found, surveyed(path))
 
 
 def test_a_volume_whose_reader_hits_a_limit_is_raw(tmp_path: Path) -> None:

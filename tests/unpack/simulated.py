@@ -140,6 +140,16 @@ class InBlocks(Simulated):
         return len(rows)
 
 
+class InOneFrame(InBlocks):
+    """A source that sends all that it holds, whatever of it is asked for, the last one first."""
+
+    def fetch_blocks(self, rows: Rows, blocks: Rows) -> Iterator[Bytes]:
+        self.sent += zip(rows.tolist(), blocks.tolist(), strict=True)
+        for piece in reversed(list(self._pieces(np.array(sorted(self.held))))):
+            assert isinstance(piece, Bytes)
+            yield piece
+
+
 class Files(Simulated):
     """A source that holds contents in files, each at an offset in its file.
 

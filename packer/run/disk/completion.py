@@ -62,6 +62,7 @@ class Completion:
             for supplier, chosen in zip(tier, plan.chosen, strict=True):
                 await self._bring(supplier, chosen)
         await self._bring(None, self._kept.lacking())
+        await self._seeker.in_store_pool(self._kept.write)
 
     async def _ask(self, suppliers: Sequence[Supplier]) -> None:
         """Return when suppliers have said what they offer of what is lacking."""
@@ -87,7 +88,8 @@ class Completion:
         await self._calm.wait()
         blocks = self._contents.block_count
         every = ((row, number) for row in rows.tolist() for number in range(blocks(row)))
-        pieces = [piece for piece in every if piece not in self._coming]
+        here = self._kept.unwritten
+        pieces = [piece for piece in every if piece not in self._coming and piece not in here]
         for piece in pieces:
             self._coming.expect(piece, sought=False)
         try:

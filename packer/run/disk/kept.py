@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from packer.artifact.contents import BLOCK_BYTES, Class, Contents
 from packer.errors import Error
 from packer.run.disk.blocks import BlockCache, Piece
-from packer.run.disk.export import Part
+from packer.run.disk.export import FilePart, Part
+from packer.run.disk.page_cache import is_in_memory
 from packer.run.disk.shelf import Held, Shelf
 from packer.run.disk.status import FromSource
 from packer.sources.base import FileRange, Wanted
@@ -31,6 +33,12 @@ Deliver = Callable[[Piece, Block], None]
 Count = Callable[[int], None]
 """Is told of a piece that came how many bytes of it are new, before anybody gets to see it."""
 
+FILE_PART_BYTES = 32 << 10
+"""From here on it is quicker to have the kernel send a part of a file than to read it."""
+
+MOST_UNWRITTEN_BYTES = 32 << 20
+"""Of pieces that wait until there is time to put them into the store."""
+
 MOST_COMPLAINTS = 20
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
@@ -38,7 +46,8 @@ _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 class Kept:
     """The proven pieces of one pack's contents. Any thread.
 
-    at_hand: bool[n], the contents that need nobody else. memory_bytes, most_open: see Resolver.
+    at_hand: bool[n], the contents that need nobody else. unwritten: what `write` is to put into the
+    store. memory_bytes, most_open: see Resolver.
     """
 
     def __init__(
@@ -62,6 +71,8 @@ class Kept:
         self._found: set[Piece] = set()
         self._found_bytes = 0
         self._complaints: dict[str, None] = {}
+        self.unwritten: dict[Piece, memoryview] = {}
+        self._unwritten_bytes = 0
 
     def record(self) -> FromSource:
         """Return what the store gave, and what ails it."""
@@ -86,7 +97,7 @@ class Kept:
         held = self._shelf.held(row)
         if held is not None and held.proven[block]:
             return held
-        return self._cache.get(piece)
+        return self.unwritten.get(piece) or self._cache.get(piece)
 
     def read_now(self, row: int, offset: int, length: int) -> list[Part] | None:
         """Return a part of a content if it is proven and in memory; never waits."""
@@ -94,6 +105,8 @@ class Kept:
         held = self._shelf.held(row)
         if held is None or not held.has(first, end):
             return self._from_memory(row, offset, length)
+        if length >= FILE_PART_BYTES and is_in_memory(held.fd, offset, length):
+            return [FilePart(held.fd, offset, length, held)]
         if not self._nowait:
             return None
         buffer = np.empty(length, dtype=np.uint8).data  # unlike a bytearray not filled with zeros
@@ -152,14 +165,38 @@ class Kept:
     def take(self, row: int, block: int, data: bytes | memoryview, count: Count) -> None:
         """Keep a proven piece in the store, or in memory when the store takes no more."""
         count(self._note_brought([(row, block)]))
-        try:
-            held = self._shelf.keep(row, block, data)
-        except Error as error:
-            self._complain(error)
-            held = None
+        held = self._keep(row, block, data)
         self._deliver((row, block), held or self._cache.put((row, block), data))
         if held is not None:
             self._settle(row)
+
+    def take_besides(self, row: int, block: int, data: bytes | memoryview, count: Count) -> None:
+        """Keep a proven piece of a content that nobody has asked for: in memory, until `write`."""
+        if self._unwritten_bytes + len(data) > MOST_UNWRITTEN_BYTES:
+            self.take(row, block, data, count)
+            return
+        count(self._note_brought([(row, block)]))
+        view = memoryview(bytes(data))
+        with self._lock:
+            if (row, block) not in self.unwritten:
+                self.unwritten[row, block] = view
+                self._unwritten_bytes += len(view)
+        if self._contents.block_count(row) == 1:
+            self.at_hand[row] = True
+        self._deliver((row, block), view)
+
+    def write(self, most: int | None = None) -> None:
+        """Put what waits for it into the store, so many pieces of it at most."""
+        for piece, data in list(islice(self.unwritten.copy().items(), most)):
+            row, block = piece
+            if self._keep(row, block, data) is not None:
+                self._settle(row)
+            else:
+                self._cache.put(piece, data)
+                self.at_hand[row] = False
+            with self._lock:
+                if self.unwritten.pop(piece, None) is not None:
+                    self._unwritten_bytes -= len(data)
 
     def take_file(self, sent: FileRange, blocks: Sequence[int], count: Count) -> bool:
         """Keep a whole shared content that lies in a file, and deliver some blocks of it.
@@ -171,8 +208,11 @@ class Kept:
             return False
         digest, size = bytes(contents.digest[row]), int(contents.size[row])
         try:
-            if not self.store.put_clone(sent.fd, sent.offset, size, digest):
-                return False
+            if not self.store.holds(digest, size):
+                fd = self.store.open_clone(sent.fd, sent.offset, size, digest)
+                if fd is None:
+                    return False
+                self._shelf.add_proven(row, fd)
         except Error as error:
             self._complain(error)
             return False
@@ -200,7 +240,7 @@ class Kept:
     def _from_memory(self, row: int, offset: int, length: int) -> list[Part] | None:
         parts: list[Part] = []
         for block, low, high in _blocks_of(offset, length):
-            data = self._cache.get((row, block))
+            data = self.unwritten.get((row, block)) or self._cache.get((row, block))
             if data is None:
                 return None
             parts.append(data[low:high])
@@ -228,6 +268,13 @@ class Kept:
     def _open(self, row: int, block: int) -> Held | None:
         try:
             return self._shelf.look(row, block)
+        except Error as error:
+            self._complain(error)
+            return None
+
+    def _keep(self, row: int, block: int, data: bytes | memoryview) -> Held | None:
+        try:
+            return self._shelf.keep(row, block, data)
         except Error as error:
             self._complain(error)
             return None

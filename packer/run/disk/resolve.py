@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from itertools import count
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +39,7 @@ from packer.sources.store import Store
 from packer.unpack.gather import tiers
 
 Rows = NDArray[np.int64]
+_Result = TypeVar("_Result")
 
 HOLD_SECONDS = 10.0
 """How long a read waits for what nobody has."""
@@ -55,6 +59,11 @@ MOST_OPEN, OTHER_FILES = 32_768, 1024
 """Files of the store that are open at a time, at most; descriptors that are left for others."""
 
 STORE_WORKERS = 4
+CLOSE_SECONDS = 10.0
+WRITE_AFTER_SECONDS = 1.0
+WRITTEN_AT_ONCE = 8
+"""When pieces that nobody has asked for are put into the store, and how many in one step."""
+
 MISSING_SHOWN = 20
 
 
@@ -110,6 +119,7 @@ class Resolver:
         self._waiting = 0
         self._calm = asyncio.Event()
         self._calm.set()
+        self._writing = False
         self._completing = False
         self._completion = Completion(
             contents, self._coming, self._kept, self._asker, self._seeker, self._calm
@@ -141,12 +151,15 @@ class Resolver:
         for row, block in pieces:
             self._demanded[self._first_piece[row] + block] = True
         began = self._loop.time()
-        parts = await self._loop.run_in_executor(self._store_pool, self._kept.read, spans)
+        parts: list[Part] | None = None
+        if self._is_stored(pieces):
+            parts = await self._in_store_pool(lambda: self._kept.read(spans))
         while parts is None:
             blocks = await self._bring(pieces, began)
-            parts = await self._loop.run_in_executor(
-                self._store_pool, self._kept.gather, spans, blocks
-            )
+            # What has come just now is in memory as a rule.
+            parts = self._read_now(spans)
+            if parts is None:
+                parts = await self._in_store_pool(partial(self._kept.gather, spans, blocks))
             if parts is None and self._loop.time() > began + self._hold_seconds:
                 raise self._unavailable(pieces)
         return parts
@@ -194,9 +207,30 @@ class Resolver:
     async def close(self) -> None:
         """Stop everything that is under way."""
         await self._seeker.close()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._in_store_pool(self._kept.write), CLOSE_SECONDS)
         self._coming.close()
         self._store_pool.shutdown(wait=False, cancel_futures=True)
         self._kept.close()
+
+    def _is_stored(self, pieces: Iterable[Piece]) -> bool:
+        """Return whether the store had all of the contents when it was looked at."""
+        at_hand, carrier = self._kept.at_hand, self._seeker.carrier
+        return all(
+            at_hand[row] and (carrier is None or not carrier.offers(row)) for row, _ in pieces
+        )
+
+    def _read_now(self, spans: Sequence[Span]) -> list[Part] | None:
+        parts: list[Part] = []
+        for row, offset, length in spans:
+            found = [length] if row < 0 else self._kept.read_now(row, offset, length)
+            if found is None:
+                return None
+            parts += found
+        return parts
+
+    async def _in_store_pool(self, work: Callable[[], _Result]) -> _Result:
+        return await self._loop.run_in_executor(self._store_pool, work)
 
     async def _bring(self, pieces: Iterable[Piece], began: float) -> dict[Piece, Block]:
         """Return where pieces can be read, when all of them can."""
@@ -212,9 +246,26 @@ class Resolver:
             waiting[piece] = self._coming.expect(piece, sought=True)
         if new:
             self._seeker.begin(new)
+            self._begin_to_write()
         if waiting:
             await self._wait(waiting, began)
         return {**found, **{piece: future.result() for piece, future in waiting.items()}}
+
+    def _begin_to_write(self) -> None:
+        """Write soon what comes along with pieces."""
+        if not self._writing:
+            self._writing = True
+            self._seeker.spawn(self._write())
+
+    async def _write(self) -> None:
+        """Put into the store what came along with pieces, while nobody waits for others."""
+        try:
+            await asyncio.sleep(WRITE_AFTER_SECONDS)
+            while self._kept.unwritten:
+                await self._calm.wait()
+                await self._in_store_pool(partial(self._kept.write, WRITTEN_AT_ONCE))
+        finally:
+            self._writing = False
 
     async def _wait(self, waiting: dict[Piece, asyncio.Future[Block]], began: float) -> None:
         self._waiting += 1
@@ -256,8 +307,10 @@ class Resolver:
         return carrier, (local, near, far)
 
     def _supplier(self, source: Source, *, carried: bool = False) -> Supplier:
-        take = self._kept.take_carried if carried else self._kept.take
-        return Supplier(source, self._contents, self._load_hints, take, self._kept.take_file)
+        kept = self._kept
+        take = kept.take_carried if carried else kept.take
+        besides = kept.take_carried if carried else kept.take_besides
+        return Supplier(source, self._contents, self._load_hints, take, besides, kept.take_file)
 
     def _load_hints(self) -> Hints:
         self._hints = self._pack.hints

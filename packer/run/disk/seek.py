@@ -83,7 +83,8 @@ class Seeker:
             carried = [one for one in self._left(pieces) if self.carrier.offers(one[0])]
             await self._asker.fetch(self.carrier, carried)
             self._kept.at_hand[rows_of(self._left(carried))] = False  # it is damaged
-        await self._from_store(pieces)
+        offered = {piece for piece in self._left(pieces) if self._is_beside_the_store(piece)}
+        await self._from_store([piece for piece in pieces if piece not in offered])
         if first is not None:
             await self._asker.fetch(first, self._left(pieces))
         local, near, far = self.tiers
@@ -91,6 +92,7 @@ class Seeker:
             if left := self._left(pieces):
                 await self._asker.until_asked([supplier], rows_of(left))
                 await self._asker.fetch(supplier, left)
+        await self._from_store(list(offered))
         for tier in (near, far):
             await self._from_cheapest(tier, pieces)
         await self._from_depth(pieces)
@@ -142,6 +144,12 @@ class Seeker:
             await self._asker.renew([one for tier in self.tiers for one in tier], rows_of(pieces))
             await self._try(pieces)
         self._coming.missing.clear()
+
+    def _is_beside_the_store(self, piece: Piece) -> bool:
+        """Return whether somebody on this host has offered what the store did not have."""
+        row, _ = piece
+        ready = any(one.offers(row) and not one.stalled for one in self.tiers[0])
+        return ready and not self._kept.at_hand[row]
 
     async def _from_store(self, pieces: list[Piece]) -> None:
         if left := self._left(pieces):

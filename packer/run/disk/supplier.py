@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from asyncio import Future
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -55,6 +55,12 @@ MOST_COMPLAINTS = 20
 FIRST_REFUSAL_SECONDS, LAST_REFUSAL_SECONDS = 1.0, 60.0
 """How long a source is not asked again for a content that it did not give; doubled each time."""
 
+BESIDES_BYTES = 4 << 20
+"""How much of what was not asked for waits until that has come."""
+
+LEARN_ROWS = 256
+"""After so many whole files the source is told which of them were right."""
+
 WHOLE_FILE_BYTES = 64 << 20
 """A content of a local file up to this size is kept as a whole, sharing its blocks if it can."""
 
@@ -65,7 +71,9 @@ class Supplier:
     asking: the question that is under way. asked: bool[n], which contents it was asked about.
     searched: whether it was told to look deep. flying: what is being fetched, each with its job.
     stalled: whether nothing came for long; arrivals: what came so far.
-    take: receives proven pieces; take_file: whole files. workers: calls of the source at once.
+    take: receives proven pieces of contents that were asked for; take_besides: of others;
+    take_file: whole files.
+    workers: calls of the source at once.
     """
 
     def __init__(
@@ -74,11 +82,15 @@ class Supplier:
         contents: Contents,
         hints: LazyHints,
         take: Take,
+        take_besides: Take,
         take_file: TakeFile,
         workers: int | None = None,
     ) -> None:
         self.source = source
         self.local = source.local
+        # Asked once: such a question costs more than most answers here.
+        self._blockwise = source if isinstance(source, Blockwise) else None
+        self._learning = source if isinstance(source, Learning) else None
         workers = workers or (LOCAL_WORKERS if source.local else REMOTE_WORKERS)
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix=source.uri[:40])
         self.asking: Future[None] | None = None
@@ -90,6 +102,7 @@ class Supplier:
         self._contents = contents
         self._hints = hints
         self._take = take
+        self._take_besides = take_besides
         self._take_file = take_file
         self._lock = threading.Lock()
         self._stopped = False
@@ -134,7 +147,7 @@ class Supplier:
         group = int(self._group[piece[0]])
         if group >= 0:
             return OF_GROUP, group
-        return piece if isinstance(self.source, Blockwise) else (WHOLE, piece[0])
+        return piece if self._blockwise is not None else (WHOLE, piece[0])
 
     def price(self, piece: Piece) -> int:
         """Return how many bytes must travel for a piece alone."""
@@ -142,7 +155,7 @@ class Supplier:
         group = int(self._group[row])
         if group >= 0:
             return self._group_bytes.get(group, 0) + int(self._cost[row])
-        if isinstance(self.source, Blockwise):  # about: its blocks are not all as long
+        if self._blockwise is not None:  # about: its blocks are not all as long
             return int(self._cost[row]) // self._contents.block_count(row)
         return int(self._cost[row])
 
@@ -151,7 +164,7 @@ class Supplier:
 
         None for a source that sends what travels together by itself.
         """
-        if isinstance(self.source, Blockwise) or len(groups) == 0:
+        if self._blockwise is not None or len(groups) == 0:
             return np.empty(0, dtype=np.int64)
         return np.flatnonzero(np.isin(self._group, groups) & (self._cost >= 0))
 
@@ -175,6 +188,7 @@ class Supplier:
         """Give no more; what is being asked for ends with the next piece."""
         self._stopped = True
         self.pool.shutdown(wait=False, cancel_futures=True)
+        self._learn()
 
     # -- in the pool -------------------------------------------------------------------------------
 
@@ -226,10 +240,10 @@ class Supplier:
         """
         left = self._ask(pieces, np.union1d(rows_of(pieces), companions))
         for _ in range(MOST_TRIES - 1):
-            if not left or not isinstance(self.source, Learning) or self._stopped:
+            if not left or self._learning is None or self._stopped:
                 break
             rows = rows_of(left)
-            self.source.learn(rows, ok=False)
+            self._learning.learn(rows, ok=False)
             self.look(rows, deep=False)
             again = [piece for piece in left if self._cost[piece[0]] >= 0]
             if not again:
@@ -242,27 +256,34 @@ class Supplier:
         """Ask once; return the pieces that did not come, or were wrong."""
         came: set[Piece] = set()
         answered: set[int] = set()
+        asked = {row for row, _ in pieces}
         try:
             for sent in self._sent(pieces, rows):
                 if self._stopped:
                     break
                 answered.add(sent.row)
-                came.update(self._receive(sent, pieces))
+                came.update(self._receive(sent, pieces, asked))
             else:
                 self._note_silence(rows_of(pieces), answered)
         except (Error, OSError) as error:
             self._complain(str(error))
-        if self._whole and isinstance(self.source, Learning):
-            rows, self._whole = np.unique(self._whole), []
-            self.source.learn(rows, ok=True)
+        if len(self._whole) >= LEARN_ROWS:
+            self._learn()
         return [piece for piece in pieces if piece not in came]
+
+    def _learn(self) -> None:
+        """Tell the source which of its files were what it took them for."""
+        with self._lock:
+            rows, self._whole = np.unique(self._whole), []
+        if self._learning is not None and len(rows):
+            self._learning.learn(rows, ok=True)
 
     def _note_silence(self, rows: Rows, answered: set[int]) -> None:
         """Complain of contents that were offered and not sent, by a source that does not guess.
 
         A pack whose frames cannot be unpacked, for example.
         """
-        if not isinstance(self.source, Learning):
+        if self._learning is None:
             for row in set(rows.tolist()) - answered:
                 name = self._contents.name(row)
                 self._complain(f"{self.source.uri}: offered {name} and did not send it")
@@ -270,8 +291,9 @@ class Supplier:
     def _sent(self, pieces: Sequence[Piece], rows: Rows) -> Iterator[Sent]:
         """Yield what the source sends; what must have travelled for each piece is counted."""
         columns = np.array(pieces, dtype=np.int64)
-        if isinstance(self.source, Blockwise):
-            sent: Iterator[Sent] = self.source.fetch_blocks(columns[:, 0], columns[:, 1])
+        if self._blockwise is not None:
+            blocks = self._blockwise.fetch_blocks(columns[:, 0], columns[:, 1])
+            sent: Iterator[Sent] = _asked_first(blocks, pieces)
         else:
             sent = self.source.fetch(rows)
         came: set[int] = set()
@@ -292,32 +314,32 @@ class Supplier:
             return of_group + cost
         if not 0 <= sent.block < self._contents.block_count(row):
             return 0
-        if group < 0 and isinstance(self.source, Blockwise):
-            return self.source.cost_of_blocks(np.array([row]), np.array([sent.block]))
+        if group < 0 and self._blockwise is not None:
+            return self._blockwise.cost_of_blocks(np.array([row]), np.array([sent.block]))
         start, end = self._contents.block_bounds(row, sent.block)
         return of_group + cost * end // size - cost * start // size
 
-    def _receive(self, sent: Sent, asked: Sequence[Piece]) -> Iterable[Piece]:
+    def _receive(self, sent: Sent, pieces: Sequence[Piece], asked: Set[int]) -> Iterable[Piece]:
         """Prove what was sent and hand it over; return the pieces that it was."""
         contents = self._contents
         if not 0 <= sent.row < len(contents):
             return ()
         if isinstance(sent, FileRange):
-            return self._receive_file(sent, [piece for piece in asked if piece[0] == sent.row])
+            return self._receive_file(sent, [piece for piece in pieces if piece[0] == sent.row])
         if not 0 <= sent.block < contents.block_count(sent.row):
             return ()
-        right = self._prove(sent)
+        right = self._prove(sent, self._take if sent.row in asked else self._take_besides)
         return ((sent.row, sent.block),) if right else ()
 
-    def _prove(self, sent: Bytes) -> bool:
+    def _prove(self, sent: Bytes, take: Take) -> bool:
         contents = self._contents
         start, end = contents.block_bounds(sent.row, sent.block)
         digest = contents.block_digest(sent.row, sent.block)
         if len(sent.data) != end - start or hashlib.sha256(sent.data).digest() != digest:
-            if not isinstance(self.source, Learning):  # whose offers are guesses
+            if self._learning is None:  # whose offers are guesses
                 self._complain(f"{self.source.uri}: sent wrong bytes of {contents.name(sent.row)}")
             return False
-        self._take(sent.row, sent.block, sent.data, self._count)
+        take(sent.row, sent.block, sent.data, self._count)
         return True
 
     def _receive_file(self, sent: FileRange, asked: Sequence[Piece]) -> list[Piece]:
@@ -325,7 +347,8 @@ class Supplier:
         size = int(contents.size[sent.row])
         blocks = [block for _, block in asked]
         if size <= WHOLE_FILE_BYTES and self._take_file(sent, blocks, self._count):
-            self._whole.append(sent.row)
+            with self._lock:
+                self._whole.append(sent.row)
             return list(asked)
         came = []
         for row, block in asked:
@@ -335,7 +358,7 @@ class Supplier:
             except OSError as error:
                 self._complain(f"{self.source.uri}: {error.strerror}")
                 break
-            if self._prove(Bytes(row, block, data)):
+            if self._prove(Bytes(row, block, data), self._take):
                 came.append((row, block))
         return came
 
@@ -356,6 +379,27 @@ class Supplier:
         with self._lock:
             if len(self._complaints) < MOST_COMPLAINTS:
                 self._complaints[text] = None
+
+
+def _asked_first(sent: Iterator[Bytes], asked: Sequence[Piece]) -> Iterator[Bytes]:
+    """Yield what was asked for before what lies in the same frames.
+
+    Somebody waits for the one; a frame has hundreds of the others.
+    """
+    left = set(asked)
+    besides: list[Bytes] = []
+    held_bytes = 0
+    for one in sent:
+        if (one.row, one.block) in left:
+            left.remove((one.row, one.block))
+            yield one
+        else:
+            besides.append(one)
+            held_bytes += len(one.data)
+        if not left or held_bytes > BESIDES_BYTES:
+            yield from besides
+            besides, held_bytes = [], 0
+    yield from besides
 
 
 def rows_of(pieces: Iterable[Piece]) -> Rows:

@@ -20,6 +20,7 @@ from packer.errors import Error, InUseError, TrustError, UsageError
 from packer.pack.earlier import keeps_free, recalled
 from packer.pack.pack import PackOptions, PackReport, pack
 from packer.progress import Progress
+from packer.run.manage.libvirt import forget_domain
 from packer.run.server.control import Control
 from packer.run.server.ensure import address_of, ensure_server
 from packer.run.server.spec import nbd_uri
@@ -43,9 +44,10 @@ def commit(
     base is filled in. The VM goes on as it was. Raises InUseError while it runs, TrustError for
     another pack than its own, and what packing raises.
     """
-    _demand_own(vm, base)
-    with _idle(vm), _below(vm) as below:
-        return pack(vm.overlay, output, _on_base(options, base, below), keys, progress)
+    with vm.idle() as now:
+        _demand_own(now, base)
+        with _below(now) as below:
+            return pack(now.overlay, output, _on_base(options, base, below), keys, progress)
 
 
 def commit_in_place(
@@ -63,14 +65,14 @@ def commit_in_place(
     Raises UsageError for a pack that cannot be replaced: behind an address, on an ISO image, with
     others in one layout, or with other VMs on it; and what `commit` raises.
     """
-    _demand_own(vm, base)
-    place = _replaceable(vm, base)
-    _demand_alone(vm, state)
-    with _idle(vm):
-        with _below(vm) as below:
+    with vm.idle() as now:
+        _demand_own(now, base)
+        place = _replaceable(now, base)
+        _demand_alone(now, state)
+        with _below(now) as below:
             wanted = replace(_on_base(options, base, below), replace=True)
-            report = pack(vm.overlay, place, wanted, keys, progress)
-        return report, _begin_anew(vm, report)
+            report = pack(now.overlay, place, wanted, keys, progress)
+        return report, _begin_anew(now, report)
 
 
 def _demand_own(vm: Vm, base: OpenedPack) -> None:
@@ -80,21 +82,6 @@ def _demand_own(vm: Vm, base: OpenedPack) -> None:
             f"{vm.name} stands, found {base.config.ref_name}, {base.config_digest}",
             hint="what a VM has written means nothing without its own base",
         )
-
-
-@contextmanager
-def _idle(vm: Vm) -> Iterator[None]:
-    """Keep a VM from being started. Raises InUseError when it runs."""
-    lock = vm.lock()
-    try:
-        if lock is None or vm.running() is not None:
-            raise InUseError(
-                f"the VM {vm.name} runs", hint=f"shut it down first: vmpack stop {vm.name}"
-            )
-        yield
-    finally:
-        if lock is not None:
-            os.close(lock)
 
 
 @contextmanager
@@ -165,14 +152,16 @@ def _demand_alone(vm: Vm, state: Path | None) -> None:
 def _begin_anew(vm: Vm, report: PackReport) -> Vm:
     """Put an empty overlay on the new base.
 
-    The record first: what the guest has written, read on top of the new base, is that same disk,
-    so nothing is lost in between.
+    The record before the overlay: what the guest has written, read on top of the new base, is that
+    same disk, so nothing is lost in between. Domains of libvirt's, which have the old base, do not
+    find the overlay any more.
     """
     old = address_of(vm.server_spec())
     with open_pack(vm.record.pack) as new:
         size, digests = new.map.size, new.map.contents.digest
-    changed = vm.changed(config=report.identity, ref_name=report.config.ref_name, disk_bytes=size)
+    forget_domain(vm)
     Store(Path(vm.record.store)).leases.lease(vm.lease, digests)
+    changed = vm.changed(config=report.identity, ref_name=report.config.ref_name, disk_bytes=size)
     empty = vm.folder / f".overlay.{os.getpid()}"
     try:
         command_line.make_overlay(empty, size, nbd_uri(address_of(changed.server_spec()).nbd))

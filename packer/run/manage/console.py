@@ -151,7 +151,8 @@ class _Screen:
 
 @contextmanager
 def _hearing_sigterm() -> Iterator[None]:
-    def hear(_number: int, _frame: FrameType | None) -> None:
+    def hear(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # it is told to end already
         raise _TerminatedError
 
     before = signal.signal(signal.SIGTERM, hear)

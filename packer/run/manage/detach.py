@@ -19,9 +19,10 @@ from packer.run.manage.session import Session
 from packer.run.server.control_protocol import RemoteError
 from packer.run.server.process import opened
 from packer.run.supervisor.link import Detach, Detached, Ended, Now
-from packer.run.vm.own_base import name_base, note_base, release_lease
-from packer.run.vm.vm import BASE_FILE, Vm, VmMissingError
-from packer.survey.in_use import refuse_if_in_use
+from packer.run.vm.lease import release_lease
+from packer.run.vm.own_base import name_base, note_base
+from packer.run.vm.record import BASE_FILE, VmMissingError
+from packer.run.vm.vm import Vm
 from packer.unpack.gather import Supplied
 from packer.unpack.unpack import unpack
 
@@ -113,7 +114,7 @@ def _turned_stopped(vm: Vm) -> bool:
     try:
         if vm.running() is not None:  # without a supervisor
             return False
-        refuse_if_in_use([vm.overlay])
+        vm.refuse_if_in_use()
         noted = note_base(vm, vm.record.config)
         release_lease(noted)
         name_base(noted)

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Self
 
-from packer.environment import STORE_TOKEN, inherited
+from packer.environment import inherited
 from packer.run.vm.vm import Vm, the_vm
 from packer.survey.child import bare_environment, import_path, interpreter_running
 
@@ -25,15 +25,12 @@ class DetachProcess:
     """
 
     def __init__(self, vm: Vm) -> None:
-        environment = {**inherited(), **bare_environment()}
-        if token := os.environ.get(STORE_TOKEN):  # it is vmpack that asks the neighbours
-            environment[STORE_TOKEN] = token
         self._process = subprocess.Popen(
             interpreter_running(_BOOT, str(vm.folder), *import_path()),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env={**inherited(token=True), **bare_environment()},
             cwd="/",
             start_new_session=True,  # an interrupt at the terminal is not meant for it
         )

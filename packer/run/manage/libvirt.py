@@ -20,8 +20,7 @@ from packer.errors import Error, UsageError
 from packer.run.manage.unit import Manager
 from packer.run.qemu import programs
 from packer.run.qemu.accelerator import Accelerator, find_accelerator
-from packer.run.qemu.firmware import find_uefi
-from packer.run.vm.command_line import RECONNECT_SECONDS, check_overlay
+from packer.run.vm.command_line import RECONNECT_SECONDS, check_overlay, firmware_code
 from packer.run.vm.vm import Vm
 
 RECONNECTS_SINCE = (9, 2)
@@ -89,10 +88,13 @@ def link_overlay(vm: Vm) -> Path:
 
 
 def forget_domain(vm: Vm) -> None:
-    """Let domains that were defined for a VM so far not find its overlay any more."""
+    """Let domains that were defined for a VM so far not find its overlay any more. Raises Error."""
     for link in vm.folder.glob(f"{vm.overlay.stem}.*{vm.overlay.suffix}"):
-        if link.is_symlink():
-            link.unlink(missing_ok=True)
+        try:
+            if link.is_symlink():
+                link.unlink(missing_ok=True)
+        except OSError as error:
+            raise Error(f"{link}: cannot be removed: {error.strerror}") from error
 
 
 def libvirt_reconnects() -> bool:
@@ -134,15 +136,14 @@ def _add_firmware(domain: Xml.Element, vm: Vm) -> None:
     system = _add(domain, "os")
     _add(system, "type", "hvm", arch="x86_64", machine=hardware.machine)
     if hardware.firmware == "uefi":
-        code = find_uefi(variables_bytes=vm.variables.stat().st_size).code
-        _add(system, "loader", str(code), readonly="yes", type="pflash")
+        _add(system, "loader", str(firmware_code(vm)), readonly="yes", type="pflash")
         _add(system, "nvram", str(vm.variables))
 
 
 def _add_devices(
     domain: Xml.Element, vm: Vm, program: Path, socket: Path, *, reconnects: bool
 ) -> None:
-    """Add the cards in the order in which QEMU plugs those of `vmpack run`: see `qemu.command`."""
+    """Add the cards in the order in which QEMU plugs those of `vmpack run`: see `command_line`."""
     record, hardware = vm.record, vm.record.hardware
     devices = _add(domain, "devices")
     _add(devices, "emulator", str(program))

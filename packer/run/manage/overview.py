@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packer.errors import Error
 from packer.run.manage.session import ask
 from packer.run.vm.vm import Vm
 from packer.sources.store import Store
@@ -37,7 +37,8 @@ class VmReport:
     detached: it reads a base of its own, and shares nothing.
 
     own_bytes: what its folder takes. shared_bytes: contents of its pack in the store, which all
-    `sharers` VMs of that pack use. spare_bytes: memory that its guest does not need, -1 unknown.
+    `sharers` VMs of that pack use; -1 when the store cannot be read, and trouble says why.
+    spare_bytes: memory that its guest does not need, -1 unknown.
     """
 
     vm: Vm
@@ -51,24 +52,41 @@ class VmReport:
     shared_bytes: int
     sharers: int
     spare_bytes: int
+    trouble: Error | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What VMs of one pack have in one store, how many they are, and why nobody can tell."""
+
+    size_bytes: int = 0
+    sharers: int = 0
+    trouble: Error | None = None
 
 
 def look_at_vms(vms: Iterable[Vm]) -> list[VmReport]:
     """Return how VMs are, in their order."""
     vms = list(vms)
-    served = [vm for vm in vms if vm.base is None]
-    sharers = Counter(map(_base, served))
-    shared = {base: _shared_bytes(vm) for base, vm in {_base(vm): vm for vm in served}.items()}
-    return [_look_at(vm, shared, sharers) for vm in vms]
+    sharers: dict[tuple[str, str], list[Vm]] = {}
+    for vm in vms:
+        if vm.base is None:
+            sharers.setdefault(_base(vm), []).append(vm)
+    shared = {base: _shared(those) for base, those in sharers.items()}
+    return [_look_at(vm, shared[_base(vm)] if vm.base is None else _Shared()) for vm in vms]
 
 
 def _base(vm: Vm) -> tuple[str, str]:
     return vm.record.store, vm.record.config
 
 
-def _look_at(
-    vm: Vm, shared: Mapping[tuple[str, str], int], sharers: Mapping[tuple[str, str], int]
-) -> VmReport:
+def _shared(vms: Sequence[Vm]) -> _Shared:
+    try:
+        return _Shared(_shared_bytes(vms), len(vms))
+    except Error as error:  # its store is another user's, say: the other VMs are not concerned
+        return _Shared(-1, len(vms), error)
+
+
+def _look_at(vm: Vm, shared: _Shared) -> VmReport:
     now, running = ask(vm), vm.running()
     unattended = "stopped" if running is None else "unattended"
     pid = running.process.pid if running is not None else 0
@@ -84,9 +102,10 @@ def _look_at(
         accelerator=running.accelerator if running is not None else "",
         memory=memory,
         own_bytes=_own_bytes(vm),
-        shared_bytes=shared.get(_base(vm), 0) if vm.base is None else 0,
-        sharers=sharers.get(_base(vm), 0) if vm.base is None else 0,
+        shared_bytes=shared.size_bytes,
+        sharers=shared.sharers,
         spare_bytes=spare_bytes,
+        trouble=shared.trouble,
     )
 
 
@@ -114,11 +133,11 @@ def _merged(pid: int) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _shared_bytes(vm: Vm) -> int:
-    store = Store(Path(vm.record.store))
-    digests = store.leases.leased().get(vm.lease)
-    if digests is None:
-        return 0
+def _shared_bytes(vms: Sequence[Vm]) -> int:
+    """Return what VMs of one pack have in their store, by the lease of the first that has one."""
+    store = Store(Path(vms[0].record.store))
+    leased = store.leases.leased()
+    digests = next((leased[vm.lease] for vm in vms if vm.lease in leased), ())
     return sum(_taken(store.path_of(bytes(digest))) for digest in digests)
 
 

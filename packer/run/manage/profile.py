@@ -8,7 +8,6 @@ no store and no network; where boots differ and something is missing, that is ad
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,15 @@ from packer.pack.earlier import keeps_free, recalled
 from packer.pack.issue import Issued, issue
 from packer.pack.pack import PackOptions, pack
 from packer.progress import Progress, Silent
-from packer.run.manage.trial import Bench, Goal, GoalMissedError, Trial, bench, ignore_line
+from packer.run.manage.trial import (
+    Bench,
+    Goal,
+    GoalMissedError,
+    Trial,
+    bench,
+    ignore_line,
+    temporary_folder,
+)
 from packer.run.vm.create import DiskOrigin, Wishes
 from packer.sources.open import open_pack
 from packer.sources.store import Store
@@ -101,19 +108,18 @@ def profile(
     than its boot copy gives a pack, too: see ProfileReport.proven.
     """
     progress = progress or Silent()
-    work = Path(tempfile.mkdtemp(prefix=".vmpack-profile-", dir=_beside(output)))
-    try:
-        with bench(
+    with (
+        temporary_folder(".vmpack-profile-", _beside(output)) as work,
+        bench(
             base,
             served,
             options.wishes,
             options.arguments,
             directory=options.directory,
             told=options.told,
-        ) as watched:
-            return _Profiler(base, watched, work, output, keys, options, progress).run()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        ) as watched,
+    ):
+        return _Profiler(base, watched, work, output, keys, options, progress).run()
 
 
 def _beside(output: str | Path) -> Path | None:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from packer.errors import InUseError
+from packer.errors import Error
 from packer.run.manage.session import stop_vm
-from packer.run.vm.vm import (
-    GONE_PREFIX,
-    Vm,
-    VmMissingError,
-    all_vms,
-    forget,
-    vms_folder,
-)
-from packer.survey.in_use import refuse_if_in_use
+from packer.run.qemu.processes import is_alive
+from packer.run.vm.folder import remove_folder, remove_unnamed
+from packer.run.vm.record import VmMissingError
+from packer.run.vm.vm import Vm, all_vms
 
 _LOCK_SECONDS = 10.0
 
@@ -24,35 +18,34 @@ _LOCK_SECONDS = 10.0
 def remove_vm(vm: Vm, *, force: bool = False) -> None:
     """Remove a VM and all it wrote.
 
-    force: pull its plug if it runs. Raises InUseError if it runs otherwise.
+    force: pull its plug if it runs. Raises InUseError if it runs otherwise, or under libvirt, or
+    another vmpack works on it; VmMissingError when it is no more.
     """
-    if force and vm.running() is not None:
-        stop_vm(vm, grace_seconds=0.0)
-    with vm.held(seconds=_LOCK_SECONDS if force else 0.0) as now:
-        if now is None or now.running() is not None:
-            raise InUseError(
-                f"the VM {vm.name} runs", hint=f"vmpack stop {vm.name}, or --force pulls its plug"
-            )
-        _refuse_if_in_use(now)
-        forget(now)
+    stopped = force and vm.running() is not None
+    try:
+        if stopped:
+            stop_vm(vm, grace_seconds=0.0)
+        with vm.idle(seconds=_LOCK_SECONDS if force else 0.0) as now:
+            remove_folder(now.folder)
+    except VmMissingError:
+        if not stopped:
+            raise  # an ephemeral one has gone with its QEMU
 
 
 def remove_left_behind(state: Path | None) -> None:
-    """Remove ephemeral VMs whose supervisor was killed together with their QEMU.
+    """Remove what killed processes have left: VMs half made or half removed, and ephemeral ones.
 
-    One that never ran is about to be started. What a killed `rm` has left is removed, too.
+    An ephemeral VM that never ran is about to be started for as long as its maker lives.
     """
-    for path in vms_folder(state).glob(f"{GONE_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
-    for vm in all_vms(state, skip_damaged=True):
-        if vm.record.ephemeral:
-            with suppress(VmMissingError, InUseError), vm.held() as now:
-                if now is not None and now.has_run() and now.running() is None:
-                    _refuse_if_in_use(now)
-                    forget(now)
+    remove_unnamed(state)
+    for vm in all_vms(state, damaged=[]):
+        if not vm.record.ephemeral:
+            continue
+        with suppress(Error), vm.idle() as now:  # one that is in use stays
+            if not _is_to_start(now):
+                remove_folder(now.folder)
 
 
-def _refuse_if_in_use(vm: Vm) -> None:
-    """Raise InUseError if a QEMU of libvirt's runs it, which has no supervisor."""
-    if vm.overlay.exists():
-        refuse_if_in_use([vm.overlay])
+def _is_to_start(vm: Vm) -> bool:
+    maker = vm.record.maker
+    return not vm.has_run() and maker is not None and is_alive(maker)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Self
 
-from packer.errors import Error
+from packer.errors import Error, InUseError
 from packer.run.server.control_protocol import RemoteError
 from packer.run.supervisor import link
 from packer.run.supervisor.link import (
@@ -154,7 +154,7 @@ class Session:
 
     def _connected(self) -> Connection:
         """Return a connection to the supervisor, which is started if none lives."""
-        for _ in range(_TRIES):
+        for number in range(_TRIES):
             with suppress(OSError):
                 connection = Connection(self.vm)
                 try:
@@ -163,7 +163,12 @@ class Session:
                     connection.close()
                     raise
                 return connection
-            start_supervisor(self.vm)
+            to_start = self._opening.start is not None
+            if not start_supervisor(self.vm, to_start=to_start) and number == _TRIES - 1:
+                raise InUseError(
+                    f"another vmpack changes the VM {self.vm.name}",
+                    hint=f"wait for it; see {self.vm.folder / 'supervisor.log'}",
+                )
             time.sleep(_TRY_SECONDS)
         raise self._unanswered()
 

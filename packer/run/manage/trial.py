@@ -27,9 +27,10 @@ from packer.run.server.control_protocol import MissingStatus, ServerStatus
 from packer.run.server.ensure import ensure_server
 from packer.run.server.spec import server_spec
 from packer.run.vm.create import DiskOrigin, Wishes, create_vm
-from packer.run.vm.vm import Vm, VmMissingError
+from packer.run.vm.record import VmMissingError
+from packer.run.vm.vm import Vm
 from packer.sources.store import Store
-from packer.sources.store_files import make_folders
+from packer.sources.store_files import make_folders, store_errors
 
 POLL_SECONDS = 0.5
 START_SECONDS = 120.0
@@ -207,11 +208,11 @@ def bench(
     wishes: see packer.run.vm.create. arguments: for QEMU, from the folder `directory`. told: see
     Bench.
     """
-    folder = Path(tempfile.mkdtemp(prefix="vmpack-trial-"))
-    try:
+    with temporary_folder("vmpack-trial-") as folder:
         # The store by a name that nobody else uses: so the server is nobody else's either.
         store = served.store.folder.absolute()
-        make_folders(store)
+        with store_errors(store):
+            make_folders(store)
         (folder / "of-store").symlink_to(store.parent)
         own = replace(served, store=Store(folder / "of-store" / store.name))
         spec = server_spec(
@@ -239,10 +240,22 @@ def bench(
             finally:
                 with suppress(Error):
                     control.stop()
+
+
+@contextmanager
+def temporary_folder(prefix: str, place: Path | None = None) -> Iterator[Path]:
+    """Give a folder that is removed afterwards. place: None for that of temporary files."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    except OSError as error:
+        where = place or tempfile.gettempdir()
+        raise Error(f"{where}: cannot be written: {error.strerror}") from error
+    try:
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(vm: Vm) -> None:
-    with suppress(VmMissingError, FileNotFoundError):
+    with suppress(VmMissingError):  # it has ended, and so is gone
         remove_vm(vm, force=True)

@@ -24,14 +24,14 @@ from formats.errors import FormatError
 from formats.source import FileSource
 from packer.artifact.opened import OpenedPack
 from packer.durable import sync_directory
-from packer.errors import Error, InputError, InUseError, TrustError, UsageError
+from packer.errors import Error, InputError, TrustError, UsageError
 from packer.run.manage.libvirt import forget_domain
 from packer.run.server.ensure import address_of
 from packer.run.server.spec import ServerSpec, nbd_uri, server_spec
 from packer.run.vm import command_line
 from packer.run.vm.vm import Vm
 from packer.sources.store import Store
-from packer.survey.in_use import kept_from_qemu, refuse_if_in_use
+from packer.survey.in_use import kept_from_qemu
 from packer.survey.overlays import overlays_on
 
 
@@ -102,11 +102,8 @@ def _keep_from_starting(vm: Vm, held: ExitStack) -> Vm:
 
     Raises InUseError if it runs, under libvirt too.
     """
-    now = held.enter_context(vm.held())
-    if now is None or now.running() is not None:
-        raise InUseError(f"the VM {vm.name} runs", hint=f"vmpack stop {vm.name}")
+    now = held.enter_context(vm.idle())
     try:
-        refuse_if_in_use([vm.overlay])
         held.enter_context(kept_from_qemu(vm.overlay))
     except OSError as error:
         raise Error(f"{vm.overlay}: {error.strerror}") from error

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import cast
 
-from packer.run.disk.export import Export
+from packer.run.disk.export import Export, FilePart
 from packer.run.nbd.budget import Budget
 from packer.run.nbd.handshake import GREETING, MAX_OPTION_BYTES, Handshake, Step
 from packer.run.nbd.limits import Limits, ProtocolError
@@ -33,6 +35,8 @@ _TURN = 64
 """So many requests are taken before other connections have their turn."""
 
 _MAX_PIECES = os.sysconf("SC_IOV_MAX")
+_MSG_MORE = getattr(socket, "MSG_MORE", 0)
+_log = logging.getLogger(__name__)
 assert MAX_OPTION_BYTES + wire.OPTION.size <= BUFFER_BYTES
 
 
@@ -69,7 +73,7 @@ class Connection(asyncio.BufferedProtocol):
         self._payload_bytes = 0
         self._turn: asyncio.Handle | None = None
         self._upgrade: asyncio.Task[None] | None = None
-        self._leaving = False
+        self._leaving = self._lost = False
         self._drained = asyncio.Event()
         self._drained.set()
         self._handshake_deadline: asyncio.TimerHandle | None = None
@@ -89,7 +93,8 @@ class Connection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """End at once; what was not sent yet is not waited for."""
         self._leaving = True
-        self._transport.abort()
+        if not self._lost:  # a transport that has ended by itself cannot be (Python 3.11)
+            self._transport.abort()
 
     # What asyncio calls.
 
@@ -154,6 +159,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 # the same
         """Let go of everything."""
+        self._lost = True
         for handle in (self._handshake_deadline, self._turn):
             if handle is not None:
                 handle.cancel()
@@ -170,13 +176,19 @@ class Connection(asyncio.BufferedProtocol):
         """Send a whole reply; what the kernel does not take at once goes by and by."""
         if self._transport.is_closing():
             return
-        if self._socket is None:
-            self._transport.writelines(pieces)
-        else:
-            if not self._transport.get_write_buffer_size():
-                pieces = _send_now(self._socket, pieces)
-            for piece in pieces:  # `writelines` copies more, or does not pause us (cpython 127655)
-                self._transport.write(piece)
+        try:
+            if self._socket is None:
+                self._transport.writelines([_in_memory(piece) for piece in pieces])
+            else:
+                if not self._transport.get_write_buffer_size():
+                    pieces = _send_now(self._socket, pieces)
+                # `writelines` copies more, or does not pause us (cpython 127655).
+                for piece in pieces:
+                    self._transport.write(_in_memory(piece))
+        except OSError as error:  # amid a reply: only a new connection is understood again
+            _log.warning("%s", error)
+            self.abort()
+            return
         if not self._drained.is_set():
             self._hold_unsent(self._transport.get_write_buffer_size())
 
@@ -328,21 +340,58 @@ class Connection(asyncio.BufferedProtocol):
         self.proceed()
 
 
-def _send_now(connection: socket.socket, pieces: list[Piece]) -> list[Piece]:
-    """Return what the kernel does not take at once.
+def _in_memory(piece: Piece) -> bytes | bytearray | memoryview:
+    return bytes(piece) if isinstance(piece, FilePart) else piece
 
-    Saves the copy that a transport makes of what it cannot send (Python 3.11).
+
+def _send_now(connection: socket.socket, pieces: list[Piece]) -> list[Piece]:
+    """Return what the kernel does not take at once. Raises OSError when a file ends too early.
+
+    Saves the copy that a transport makes of what it cannot send (Python 3.11), and those of files.
     """
     while pieces:
-        batch = pieces[:_MAX_PIECES]
-        try:
-            sent = connection.sendmsg(batch)
-        except OSError:  # no room, or the client is gone: the transport will see
-            return pieces
+        first = pieces[0]
+        if isinstance(first, FilePart):
+            batch: list[Piece] = [first]
+            sent = _send_file(connection, first)
+        else:
+            batch = list(takewhile(_is_plain, pieces[:_MAX_PIECES]))
+            sent = _send_plain(connection, batch, more=len(batch) < len(pieces))
         for index, piece in enumerate(batch):
             size = piece.nbytes if isinstance(piece, memoryview) else len(piece)
             if sent < size:
-                return [memoryview(piece).cast("B")[sent:], *pieces[index + 1 :]]
+                return [_rest(piece, sent), *pieces[index + 1 :]]
             sent -= size
-        pieces = pieces[_MAX_PIECES:]
+        pieces = pieces[len(batch) :]
     return pieces
+
+
+def _is_plain(piece: Piece) -> bool:
+    return not isinstance(piece, FilePart)
+
+
+def _rest(piece: Piece, done: int) -> Piece:
+    if isinstance(piece, FilePart):
+        return piece.rest(done)
+    return memoryview(piece).cast("B")[done:]
+
+
+def _send_plain(connection: socket.socket, batch: list[Piece], *, more: bool) -> int:
+    """Return how many bytes the kernel has taken. more: something follows at once."""
+    try:
+        return connection.sendmsg(cast(list[memoryview], batch), (), _MSG_MORE if more else 0)
+    except OSError:  # no room, or the client is gone: the transport will see
+        return 0
+
+
+def _send_file(connection: socket.socket, part: FilePart) -> int:
+    done = 0
+    while done < part.length:
+        try:
+            sent = os.sendfile(connection.fileno(), part.fd, part.offset + done, part.length - done)
+        except OSError:  # as above; a file that cannot be read is noticed by who reads the rest
+            break
+        if not sent:
+            raise OSError(f"a file of the store ended before byte {part.offset + part.length}")
+        done += sent
+    return done

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from struct import Struct
 
-from packer.run.disk.export import Part
+from packer.run.disk.export import FilePart, Part
 from packer.run.nbd.handshake import CONTEXT_ID
 from packer.transport import nbd_wire as wire
 
-Piece = bytes | bytearray | memoryview
+Piece = bytes | bytearray | memoryview | FilePart
 
 MIN_HOLE_BYTES = 4096
 """Fewer zeros between data are sent as they are."""

@@ -36,6 +36,7 @@ _ROOTS = ("", "/boot", "/boot/efi", "/efi")
 
 _OF_THE_LOADER = ("initrd=", "BOOT_IMAGE=")
 _SPECIAL = re.compile(r"""[$"\\]""")
+_SEPARATORS = ("&&", "||", ";")
 _ESPS = ("/boot/efi/", "/efi/")
 ENTRIES_SHOWN = 20
 
@@ -44,7 +45,8 @@ ENTRIES_SHOWN = 20
 class Start:
     """A line of a guest's boot menu whose files are there; guest paths.
 
-    arguments: of the kernel. left_out: words that only the guest's loader understands.
+    arguments: of the kernel. left_out: words that only the guest's loader understands, or that
+    iPXE would not hand on.
     """
 
     title: str
@@ -94,13 +96,13 @@ def choose(starts: Sequence[Start], wanted: str | None) -> Start:
         )
     if wanted is None:
         return starts[0]
-    if wanted.isascii() and wanted.isdigit() and 1 <= int(wanted[:9]) <= len(starts):
-        return starts[int(wanted[:9]) - 1]
-    found = [one for one in starts if one.title == wanted]
-    if not found:
+    by_title = {one.title: one for one in reversed(starts)}
+    by_number = {str(number): one for number, one in enumerate(starts, 1)}
+    found = by_number.get(wanted) or by_title.get(wanted)
+    if found is None:
         lines = [f"  {row}  {one.title}" for row, one in enumerate(starts[:ENTRIES_SHOWN], 1)]
         raise UsageError("\n".join([f"there is no entry {wanted!r}; there are:", *lines]))
-    return found[0]
+    return found
 
 
 def _configs(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -151,8 +153,16 @@ def _start(entry: Entry, config: str, there: frozenset[str]) -> Start | None:
 
 
 def _can_be_said(word: str) -> bool:
-    """Return whether iPXE hands a word on as it is: no variables, separators or odd characters."""
-    return word.isprintable() and not _SPECIAL.search(word) and word not in ("&&", "||")
+    """Return whether iPXE hands a word on as it is: no variables, separators or odd characters.
+
+    Quotes mean nothing to it, so what is special is so within a word with spaces, too (iPXE,
+    `src/core/exec.c`).
+    """
+    return (
+        word.isprintable()
+        and not _SPECIAL.search(word)
+        and not any(part in _SEPARATORS or part.startswith("#") for part in word.split())
+    )
 
 
 def _place(path: str, config: str, there: frozenset[str]) -> str | None:

@@ -22,6 +22,10 @@ MACHINE = "pc-[a-z0-9]+-[A-Za-z0-9][A-Za-z0-9.+-]*"
 """A name with a version; Ubuntu's and Red Hat's QEMU have versions of their own ("-noble",
 "-rhel9.4.0")."""
 
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+"""Of QEMU's -sandbox, as libvirt has it: no system calls that only old programs need, no other
+user, no other program, no priorities."""
+
 _PINNED = re.compile(rf"\(alias of ({MACHINE})\)")
 _ASK_SECONDS = 60.0
 
@@ -56,6 +60,15 @@ def ask(program: Path, *arguments: str) -> str:
     if done.returncode:
         raise QemuError(f"{program.name} {arguments[0]}: {done.stderr.strip() or 'failed'}")
     return done.stdout
+
+
+def has_sandbox(program: Path) -> bool:
+    """Return whether this QEMU can give up what SANDBOX denies (seccomp)."""
+    try:
+        ask(program, "-sandbox", SANDBOX, "-version")
+    except QemuError:
+        return False
+    return True
 
 
 def pinned_machine(program: Path, kind: str) -> str:

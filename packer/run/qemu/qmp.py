@@ -29,8 +29,6 @@ class MonitorError(QemuError):
 class IoError(msgspec.Struct, frozen=True):
     """Data of BLOCK_IO_ERROR. nospace: the host has no room for what the guest writes."""
 
-    operation: str = ""
-    reason: str = ""
     nospace: bool = False
 
 

@@ -6,6 +6,7 @@ import os
 import select
 import subprocess
 import time
+from contextlib import suppress
 
 from packer.environment import STORE_TOKEN, inherited
 from packer.errors import Error
@@ -47,6 +48,15 @@ def ensure_server(
     return address
 
 
+def begin_server(spec: ServerSpec) -> None:
+    """Begin to start a server that will be needed soon; `ensure_server` waits for it.
+
+    What goes wrong is left to that.
+    """
+    with suppress(Error, OSError), _launch(spec, IDLE_EXIT_SECONDS, subprocess.DEVNULL):
+        pass
+
+
 def address_of(spec: ServerSpec) -> ServerAddress:
     """Return where a shared server of `spec` listens, or would listen."""
     folder = runtime_folder(SERVERS) / spec.key
@@ -67,27 +77,31 @@ def _answers(address: ServerAddress, spec: ServerSpec) -> bool:
 
 def _start(spec: ServerSpec, address: ServerAddress, idle_exit_seconds: float) -> None:
     """Start a server and return when one answers; several may be started, one stays."""
+    with _launch(spec, idle_exit_seconds, subprocess.PIPE) as process:
+        assert process.stdout is not None
+        words = _words(process.stdout.fileno(), spec, address)
+    _believe(words, spec)
+
+
+def _launch(spec: ServerSpec, idle_exit_seconds: float, words: int) -> subprocess.Popen[bytes]:
+    """Launch the process of a server. words: where it says whether it serves, for Popen."""
     environment = {**inherited(), **bare_environment()}
     if token := os.environ.get(STORE_TOKEN):  # it is vmpack that asks the neighbours
         environment[STORE_TOKEN] = token
-    with subprocess.Popen(
+    process = subprocess.Popen(
         interpreter_running(_BOOT, str(idle_exit_seconds), *import_path()),
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=words,
         stderr=subprocess.STDOUT,
         env=environment,
         cwd="/",
         start_new_session=True,  # neither our terminal nor an interrupt there is its business
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(encode_spec(spec))
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # it says why
-        words = _words(process.stdout.fileno(), spec, address)
-    _believe(words, spec)
+    )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it says why
+        process.stdin.write(encode_spec(spec))
+        process.stdin.close()
+    return process
 
 
 def _words(fd: int, spec: ServerSpec, address: ServerAddress) -> bytes:

@@ -19,7 +19,8 @@ from packer.run.qemu.qmp import Event, Monitor, MonitorError, Shutdown
 from packer.run.supervisor.link import Start
 from packer.run.supervisor.scrollback import last_words
 from packer.run.vm import command_line
-from packer.run.vm.vm import Running, Vm
+from packer.run.vm.record import Running
+from packer.run.vm.vm import Vm
 
 START_SECONDS = 60.0
 """Within which QEMU opens its monitor: its disk may lie at the other end of a busy host."""

@@ -28,7 +28,6 @@ class ServerKeeper:
         self._spec = spec
         self._say = say
         self._address: ServerAddress | None = None
-        self.lives = False
         self.wanted = True
 
     def dismiss(self) -> None:
@@ -51,7 +50,7 @@ class ServerKeeper:
                 self._say("the server of the disk has ended and is started again")
                 lived = time.monotonic() - began
                 pause = 0.0 if lived > LEAST_SECONDS_BETWEEN_STARTS else pause or 1.0
-            except Error as error:
+            except (Error, OSError) as error:  # OSError: this host can start no process just now
                 self._say(f"there is no server of the disk: {error}")
                 pause = min(2 * pause or 1.0, MOST_SECONDS_BETWEEN_STARTS)
             await asyncio.sleep(pause)
@@ -74,12 +73,10 @@ class ServerKeeper:
             reader, writer = await asyncio.open_unix_connection(address.control)
         except OSError:
             return
-        self.lives = True
         try:
             while await reader.read(1 << 16):
                 pass
         except OSError:
             pass
         finally:
-            self.lives = False
             writer.close()

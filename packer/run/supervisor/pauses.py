@@ -55,24 +55,24 @@ class Pauses:
         self._last = event
 
     async def wait_out(self, emulator: Emulator) -> None:
-        """Return when the guest goes on, or was ended."""
-        with suppress(MonitorError):  # it is gone
-            tries = 0
-            while await emulator.status() == STOPPED:
-                reason = await self._reason()
-                if reason is None:
-                    tries += 1
+        """Return when the guest goes on; until cancelled, if QEMU has ended meanwhile."""
+        tries = 0
+        while await _is_stopped(emulator):
+            reason = await self._reason()
+            if reason is None:
+                tries += 1
+                with suppress(MonitorError):
                     await emulator.go_on()
-                    reason = "its disk answers with errors" if tries > TRIES else self._why
-                if reason != self._why:
-                    self._why = reason
-                    self._waits(reason)
-                    self._say(f"the guest is paused: {reason}; it goes on by itself when it can")
-                await asyncio.sleep(LOOK_SECONDS)
-            if self._why:
-                self._say("the guest goes on")
-        self._why = ""
-        self._waits("")
+                reason = "its disk answers with errors" if tries > TRIES else self._why
+            if reason != self._why:
+                self._why = reason
+                self._waits(reason)
+                self._say(f"the guest is paused: {reason}; it goes on by itself when it can")
+            await asyncio.sleep(LOOK_SECONDS)
+        if self._why:
+            self._why = ""
+            self._say("the guest goes on")
+            self._waits("")
 
     async def _reason(self) -> str | None:
         """Return why the guest cannot go on; None when it is worth trying."""
@@ -93,6 +93,14 @@ class Pauses:
             found = os.statvfs(self._overlay)
             return found.f_bavail * found.f_frsize
         return 0
+
+
+async def _is_stopped(emulator: Emulator) -> bool:
+    """Return whether a guest waits for its disk, also if the host is too busy to say so at once."""
+    while True:
+        with suppress(MonitorError):
+            return await emulator.status() == STOPPED
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 def in_words(status: ServerStatus) -> str:

@@ -12,10 +12,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from packer.environment import STORE_TOKEN, inherited
+from packer.environment import inherited
 from packer.errors import Error
+from packer.run.server.ensure import begin_server
 from packer.run.supervisor.scrollback import MAX_WORDS_LOG_BYTES, last_words, shorten
-from packer.run.vm.vm import Vm, find_vm
+from packer.run.vm.record import VmMissingError
+from packer.run.vm.vm import Vm, the_vm
 from packer.survey.child import bare_environment, import_path, interpreter_running
 
 READY_SECONDS = 60.0
@@ -34,28 +36,32 @@ _BOOT = (
 )
 
 
-def start_supervisor(vm: Vm) -> None:
-    """Start a supervisor for a VM and return when one listens; if one lives already, it stays.
+def start_supervisor(vm: Vm, *, to_start: bool) -> bool:
+    """Start a supervisor for a VM and return when one listens.
 
-    Raises Error with what it said when none comes up.
+    to_start: whether it is to start the VM, not only to look after one that may run. Returns False
+    if another process holds the VM: a supervisor that lives already, or who commits it, say. Raises
+    VmMissingError, Error with what it said when none comes up.
     """
-    environment = {**inherited(), **bare_environment()}
-    if token := os.environ.get(STORE_TOKEN):  # for the server, which asks the neighbours
-        environment[STORE_TOKEN] = token
     log = vm.folder / "supervisor.log"
     shorten(log, MAX_WORDS_LOG_BYTES)
     log_start = log.stat().st_size if log.exists() else 0
     try:
         fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError as error:
+        raise VmMissingError(f"the VM {vm.name} is no more") from error
     except OSError as error:
-        raise Error(f"the VM {vm.name} is no more: {log}: {error.strerror}") from error
+        raise Error(f"{log}: cannot be written: {error.strerror}") from error
+    if to_start and vm.base is None:
+        begin_server(vm.server_spec())  # both take their time to load, side by side
     try:
         with subprocess.Popen(
             interpreter_running(_BOOT, str(vm.folder), *import_path()),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=fd,
-            env=environment,
+            # The token is for the server, which asks the neighbours.
+            env={**inherited(token=True), **bare_environment()},
             cwd="/",
             start_new_session=True,
         ) as process:
@@ -66,6 +72,7 @@ def start_supervisor(vm: Vm) -> None:
     if word not in (_READY, _BUSY):
         reason = last_words(log, log_start) or "it said nothing"
         raise Error(f"the supervisor of {vm.name} did not start: {reason}", hint=f"see {log}")
+    return word == _READY
 
 
 def _word(fd: int) -> bytes:
@@ -89,9 +96,7 @@ def main(folder: str) -> None:
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # it raises what it would log
     place = Path(folder)
     try:
-        vm = find_vm(place.name, place.parent.parent)
-        if vm is None:
-            raise Error(f"{folder}: there is no VM")
+        vm = the_vm(place.name, place.parent.parent)
         lock = vm.lock(seconds=LOCK_SECONDS)
         if lock is None:
             _tell(_BUSY)
@@ -100,15 +105,16 @@ def main(folder: str) -> None:
         _supervise(vm.read_again(), lock)
     except Error as error:
         _log.error("%s%s", error, f" ({error.hint})" if error.hint else "")
-    # A thread may still be waiting for a server that nobody needs any more.
+    except Exception:  # noqa: BLE001 - the interpreter would write it down, and then wait
+        _log.exception("this is a bug")
+    # At once: a thread may still wait for a server that nobody needs, and the lock is held so long.
     sys.stderr.flush()
     os._exit(0)
 
 
 def _supervise(vm: Vm, lock: int) -> None:
-    from packer.run.supervisor.supervisor import (
-        Supervisor,  # here: who starts one does without its libraries
-    )
+    # Here: who starts one does without its libraries.
+    from packer.run.supervisor.supervisor import Supervisor
 
     asyncio.run(Supervisor(vm, lock).run(lambda: _tell(_READY)))
 

@@ -40,7 +40,7 @@ from packer.run.supervisor.link import (
     Stop,
 )
 from packer.run.supervisor.link_server import Client, LinkServer
-from packer.run.supervisor.pauses import STOPPED, Pauses
+from packer.run.supervisor.pauses import Pauses
 from packer.run.supervisor.scrollback import (
     MAX_CONSOLE_LOG_BYTES,
     MAX_WORDS_LOG_BYTES,
@@ -51,8 +51,10 @@ from packer.run.supervisor.scrollback import (
     tail,
 )
 from packer.run.vm.command_line import Wiring
-from packer.run.vm.own_base import name_base, note_base, release_lease
-from packer.run.vm.vm import Vm, forget
+from packer.run.vm.folder import remove_folder
+from packer.run.vm.lease import release_lease, renew_lease
+from packer.run.vm.own_base import name_base, note_base
+from packer.run.vm.vm import Vm
 
 START_WITHIN_SECONDS = 20.0
 """Within which somebody says what to start; a supervisor that nobody needs ends."""
@@ -81,7 +83,7 @@ class Supervisor:
         self._state: State = "starting"
         self._why = ""
         self._wanted: asyncio.Future[Start | None] | None = None
-        self._waiting: asyncio.Task[None] | None = None
+        self._guest_stopped = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._detaching = asyncio.Lock()
@@ -106,11 +108,14 @@ class Supervisor:
         """Tell how it went, when all is done: who hears it may start or remove the VM at once."""
         self._link.stop_listening()  # before the folder goes: another VM may have its name then
         if self._vm.running() is None:
-            self._vm.note_running(None)
-            if self._vm.record.ephemeral:
-                forget(self._vm)
-            elif self._vm.base is not None:
-                await self._finish_detaching()
+            try:
+                self._vm.note_running(None)
+                if self._vm.record.ephemeral:
+                    remove_folder(self._vm.folder)
+                elif self._vm.base is not None:
+                    await self._finish_detaching()
+            except Error as error:  # its medium is gone, say: that does not change how it ended
+                self._say(str(error))
         os.close(self._lock)
         if last is not None:
             self._link.tell(last)
@@ -138,6 +143,7 @@ class Supervisor:
         nbd = None
         if self._vm.base is None:
             nbd = (await self._keeper.start()).nbd
+            await self._renew_lease()
         else:
             await self._finish_detaching()
         accelerator: str = self._vm.record.accelerator
@@ -151,6 +157,12 @@ class Supervisor:
         wiring = Wiring(nbd, self._runtime, accelerator, start.window)
         return await Emulator.launch(self._vm, wiring, start, self._heard, self._show)
 
+    async def _renew_lease(self) -> None:
+        try:
+            await asyncio.to_thread(renew_lease, self._vm)
+        except Error as error:
+            self._say(f"what it needs may be collected from its store: {error}")
+
     # -- its life ----------------------------------------------------------------------------------
 
     async def _mind(self, emulator: Emulator) -> Ended:
@@ -159,17 +171,18 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, HOST_GRACE_SECONDS)
-        shortening = asyncio.create_task(self._shorten_logs())
+        minding = [
+            asyncio.create_task(self._shorten_logs()),
+            asyncio.create_task(self._wait_out_stops(emulator)),
+        ]
         await self._see_to_base(emulator)
-        self._turn("running")
+        if self._stopping is None:
+            self._turn("paused" if self._why else "running")
         if self._stop_early is not None:
             self._stop(self._stop_early.grace_seconds)
-        with suppress(MonitorError):  # it may have been stopped before it was adopted
-            if await emulator.status() == STOPPED:
-                self._heard("STOP")
+        self._guest_stopped.set()  # it may have been stopped before it was adopted
         await emulator.wait()
-        minding = (shortening, self._keeping, self._waiting, self._stopping)
-        tasks = [one for one in minding if one is not None]
+        tasks = [one for one in (*minding, self._keeping, self._stopping) if one is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -231,9 +244,15 @@ class Supervisor:
         """Take notice of what QEMU tells."""
         if isinstance(event, IoError):
             self._pauses.heard(event)
-        idle = self._waiting is None or self._waiting.done()
-        if event == "STOP" and idle and self._emulator is not None:
-            self._waiting = asyncio.create_task(self._pauses.wait_out(self._emulator))
+        if event == "STOP":
+            self._guest_stopped.set()
+
+    async def _wait_out_stops(self, emulator: Emulator) -> None:
+        """See to each stop of the guest, also to one that comes as it has just gone on."""
+        while True:
+            await self._guest_stopped.wait()
+            self._guest_stopped.clear()
+            await self._pauses.wait_out(emulator)
 
     def _show(self, data: bytes) -> None:
         self._scrollback.add(data)
@@ -274,10 +293,11 @@ class Supervisor:
         if paused and grace_seconds:
             self._say("the guest is paused and cannot shut down: its plug is pulled")
         elif grace_seconds:
-            with suppress(TimeoutError, MonitorError):
+            with suppress(TimeoutError):
                 async with asyncio.timeout(grace_seconds):
                     while True:
-                        await emulator.press_power_button()
+                        with suppress(MonitorError):  # a busy host: the next one may be heard
+                            await emulator.press_power_button()
                         await asyncio.sleep(POWER_BUTTON_SECONDS)
             self._say(f"it has not shut down within {grace_seconds:g} s: its plug is pulled")
         await emulator.pull_plug()

@@ -24,7 +24,7 @@ from formats.source import FileSource
 from packer.environment import inherited
 from packer.errors import InputError
 from packer.run.qemu import programs
-from packer.run.qemu.firmware import Uefi, find_uefi
+from packer.run.qemu.firmware import find_uefi
 from packer.run.qemu.programs import QemuError
 from packer.run.vm.vm import Vm
 
@@ -39,6 +39,8 @@ DISK_NODE, FILE_NODE, BASE_NODE, OWN_BASE_NODE = "overlay", "overlay-file", "bas
 """Names of the block nodes, for whoever changes them while the guest runs."""
 
 _WHEN_NOTED = 'read -r word && exec "$@" </dev/null'
+
+_SANDBOX_OPTIONS = frozenset(("-sandbox", "--sandbox"))
 
 SERIAL_SOCKET, MONITOR_SOCKET = "serial", "qmp"
 
@@ -74,12 +76,13 @@ def make_overlay(path: Path, disk_bytes: int, base: str) -> None:
 
 def command(vm: Vm, wiring: Wiring, more: Sequence[str] = ()) -> list[str]:
     """Return the command line of a VM's QEMU. more: arguments of the user, which come last."""
-    record = vm.record
+    record, program = vm.record, programs.find(programs.EMULATOR)
     clock, network = record.hardware.clock, record.hardware.network
     nic = "none" if record.network == "none" else f"user,model={network},mac={record.mac}"
     flash, flash_arguments = _firmware(vm)
     return [
-        *(str(programs.find(programs.EMULATOR)), "-nodefaults", "-no-user-config"),
+        *(str(program), "-nodefaults", "-no-user-config"),
+        *_sandbox(program, wiring, more),
         *("-name", f"{vm.name},debug-threads=on", "-uuid", record.uuid),
         *("-machine", f"{record.hardware.machine},mem-merge=on{flash}"),
         *("-accel", wiring.accelerator, "-cpu", "max"),
@@ -148,6 +151,17 @@ def launch(
     return child
 
 
+def _sandbox(program: Path, wiring: Wiring, more: Sequence[str]) -> list[str]:
+    """Return what keeps a QEMU that its guest has taken over from starting programs.
+
+    QEMU obeys each -sandbox that it is given: the user's own one stands alone. The libraries behind
+    a window may start programs.
+    """
+    if wiring.window or not _SANDBOX_OPTIONS.isdisjoint(more) or not programs.has_sandbox(program):
+        return []
+    return ["-sandbox", programs.SANDBOX]
+
+
 def own_base_node(base: Path) -> dict[str, object]:
     """Return the options of the disk below the overlay of a VM that was detached."""
     return {
@@ -196,16 +210,23 @@ def _disk(vm: Vm, nbd: Path | None) -> list[str]:
     return [*nodes, "-device", device]
 
 
+def firmware_code(vm: Vm) -> Path:
+    """Return the UEFI firmware of this host that understands a VM's variables.
+
+    Raises InputError when these are missing, FirmwareMissingError.
+    """
+    try:
+        return find_uefi(variables_bytes=vm.variables.stat().st_size).code
+    except OSError as error:
+        raise InputError(f"{vm.variables}: {error.strerror}") from error
+
+
 def _firmware(vm: Vm) -> tuple[str, list[str]]:
     """Return (what is added to the machine's options, arguments)."""
     if vm.record.hardware.firmware == "bios":
         return "", []
-    try:
-        found = find_uefi(variables_bytes=vm.variables.stat().st_size)
-    except OSError as error:
-        raise InputError(f"{vm.variables}: {error.strerror}") from error
     nodes = (
-        ("firmware-code", found.code, True),
+        ("firmware-code", firmware_code(vm), True),
         ("firmware-variables", vm.variables, False),
     )
     arguments = []
@@ -218,11 +239,6 @@ def _firmware(vm: Vm) -> tuple[str, list[str]]:
         }
         arguments += ["-blockdev", json.dumps(node)]
     return ",pflash0=firmware-code,pflash1=firmware-variables", arguments
-
-
-def own_variables(firmware: Uefi) -> bytes:
-    """Return the variables that a new VM begins with."""
-    return firmware.variables.read_bytes()
 
 
 def _comforts(vm: Vm, wiring: Wiring) -> list[str]:

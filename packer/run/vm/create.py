@@ -7,30 +7,26 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from packer.artifact.opened import OpenedPack
-from packer.errors import InUseError
+from packer.errors import Error, InUseError
 from packer.run.qemu import programs
 from packer.run.qemu.accelerator import Accelerator
 from packer.run.qemu.firmware import find_uefi
 from packer.run.qemu.hardware import USUAL_CPUS, choose_hardware, usual_memory_mib
+from packer.run.qemu.processes import identify
 from packer.run.server.ensure import address_of
 from packer.run.server.spec import ServerSpec, absolute_source, nbd_uri, server_spec
 from packer.run.vm import command_line
-from packer.run.vm.vm import (
-    MAX_VM_NAME,
-    Record,
-    Vm,
-    check_name,
-    find_vm,
-    new_mac,
-    prepare_folder,
-    publish,
-    remove_folder,
-)
+from packer.run.vm.folder import being_made, publish
+from packer.run.vm.record import MAX_VM_NAME, Record, write_record
+from packer.run.vm.vm import Vm, check_name, find_vm, new_mac
 from packer.sources.store import Store
 
 
@@ -78,9 +74,9 @@ def create_vm(
 
     name: the pack's if none is given. state: folder for its private area, instead of vmpack's own.
     another: whether NAME-2 will do where the name is taken. ephemeral: it is removed when it ends.
-    folder: of `prepare_folder`, with what else is its own; it is gone if the VM is not made.
-    Its contents are leased in the store for as long as it exists. Raises Error, InUseError when
-    the name is taken.
+    folder: of `being_made`, with what else is its own. Its contents are leased in the store from
+    before it has its name, for as long as it exists. Raises Error, InUseError when the name is
+    taken.
     """
     name = check_name(name or pack.config.name[:MAX_VM_NAME])
     program = programs.find(programs.EMULATOR)
@@ -102,24 +98,34 @@ def create_vm(
         memory_mib=usual_memory_mib(_host_memory_bytes()),
         cpus=min(USUAL_CPUS, os.cpu_count() or 1),
         ephemeral=ephemeral,
+        maker=identify(os.getpid()) if ephemeral else None,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    folder = folder or prepare_folder(state)
-    try:
-        made = Vm(folder, record)
-        command_line.make_overlay(made.overlay, record.disk_bytes, nbd_uri(address_of(spec).nbd))
-        if hardware.firmware == "uefi":
-            shutil.copyfile(find_uefi().variables, made.variables)
-        vm = publish(folder, record, number=another).changed(**(wishes or Wishes()).facts())
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    try:
-        served.store.leases.lease(vm.lease, pack.map.contents.digest)
-    except BaseException:
-        remove_folder(vm.folder)
-        raise
-    return vm
+    record = msgspec.structs.replace(record, **(wishes or Wishes()).facts())
+    with nullcontext(folder) if folder is not None else being_made(state) as place:
+        made = Vm(place, record)
+        _furnish(made, spec)
+        # Noted first, then leased, then named: see packer.run.vm.folder.
+        write_record(place, record)
+        leases = served.store.leases
+        leases.lease(made.lease, pack.map.contents.digest)
+        try:
+            return publish(place, record, number=another)
+        except BaseException:
+            if place.exists():  # it has no name yet
+                leases.release(made.lease)
+            raise
+
+
+def _furnish(vm: Vm, spec: ServerSpec) -> None:
+    """Put into a VM's folder what its guest writes to."""
+    disk = nbd_uri(address_of(spec).nbd)
+    command_line.make_overlay(vm.overlay, vm.record.disk_bytes, disk)
+    if vm.record.hardware.firmware == "uefi":
+        try:
+            shutil.copyfile(find_uefi().variables, vm.variables)
+        except OSError as error:
+            raise Error(f"{vm.variables}: cannot be written: {error}") from error
 
 
 def known_vm(
@@ -156,7 +162,12 @@ def known_vm(
             sources = {"sources": spec.sources}
         elif now.record.store != spec.store:
             sources = {"sources": tuple(absolute_source(one) for one in usual)}
-        return now.changed(pack=spec.pack, store=spec.store, **sources)
+        former = Path(now.record.store)
+        vm = now.changed(pack=spec.pack, store=spec.store, **sources)
+        if former.resolve() != served.store.folder.resolve():
+            with suppress(Error):  # it may be of another host
+                Store(former).leases.release(vm.lease)
+        return vm
 
 
 def _spec(pack: OpenedPack, served: DiskOrigin) -> ServerSpec:

@@ -16,7 +16,7 @@ Whoever finds a VM between two steps does the rest: its supervisor, the next `ru
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,9 +25,9 @@ from formats.errors import FormatError
 from formats.source import FileSource
 from packer.errors import Error, InputError, MismatchError
 from packer.run.qemu import programs
-from packer.run.vm.vm import BASE_FILE, Vm, VmMissingError, all_vms
-from packer.sources.store import Store
-from packer.survey.in_use import refuse_if_in_use
+from packer.run.vm.lease import release_lease
+from packer.run.vm.record import BASE_FILE
+from packer.run.vm.vm import Vm
 
 _BASE_FORMAT = "raw"
 
@@ -51,11 +51,6 @@ def note_base(vm: Vm, config: str) -> Vm:
     return vm.changed(base=BASE_FILE)
 
 
-def release_lease(vm: Vm) -> None:
-    """Let the store collect what the base was made of (step 4)."""
-    Store(Path(vm.record.store)).leases.release(vm.lease)
-
-
 def name_base(vm: Vm) -> None:
     """Let the overlay name the base as it is (step 5), if it does not.
 
@@ -63,7 +58,7 @@ def name_base(vm: Vm) -> None:
     """
     if vm.base is None or _named_by(vm.overlay) == (vm.record.base, _BASE_FORMAT):
         return
-    refuse_if_in_use([vm.overlay])  # of libvirt, say
+    vm.refuse_if_in_use()
     programs.ask(
         programs.find(programs.IMAGE_TOOL),
         *("rebase", "-u", "-f", "qcow2", "-F", _BASE_FORMAT, "-b", vm.record.base),
@@ -71,21 +66,14 @@ def name_base(vm: Vm) -> None:
     )
 
 
-def finish_left_behind(state: Path | None) -> None:
+def finish_left_behind(vms: Iterable[Vm]) -> None:
     """Do what is left for VMs that were detached and whose supervisor was killed."""
-    for vm in all_vms(state):
-        if vm.base is None or vm.running() is not None:
+    for vm in vms:
+        if vm.base is None:
             continue
-        with suppress(VmMissingError):
-            lock = vm.lock()
-            if lock is None:
-                continue
-            try:
-                with suppress(Error):  # a list of VMs is no place to fail for that
-                    release_lease(vm)
-                    name_base(vm)
-            finally:
-                os.close(lock)
+        with suppress(Error), vm.idle() as now:  # a list of VMs is no place to fail for that
+            release_lease(now)
+            name_base(now)
 
 
 def _named_by(overlay: Path) -> tuple[str, str]:

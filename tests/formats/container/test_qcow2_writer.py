@@ -9,6 +9,7 @@ import pytest
 from formats.container import c_qcow2 as c
 from formats.container.qcow2 import BackingRequired, Qcow2, read_header
 from formats.container.qcow2_writer import (
+    MAX_CLUSTERS,
     SMALLEST_CLUSTER_BITS,
     Image,
     clusters_inside,
@@ -179,3 +180,10 @@ def test_the_header_of_a_whole_image_reads_back(tmp_path: Path) -> None:
         header = read_header(file)
     assert (header.version, header.size, header.cluster_size) == (3, 64 * KIB, 4096)
     assert path.stat().st_size == image.file_size
+
+
+def test_more_clusters_than_memory_holds_are_refused() -> None:
+    """A map of a few rows may say that one content lies on all of an enormous disk."""
+    everything = as_ranges([(0, 8 * TIB)])
+    with pytest.raises(Unsupported, match=f"at most {MAX_CLUSTERS} clusters of its own"):
+        clusters_inside(everything, everything, 8 * TIB, SMALLEST_CLUSTER_BITS)

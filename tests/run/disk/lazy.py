@@ -26,6 +26,7 @@ from tests.artifact.real_packs import disk_of, write_pack
 from tests.unpack.simulated import CLASSES, DATA, sample_map
 
 _Result = TypeVar("_Result")
+MIB = 1 << 20
 WITHIN_SECONDS = 20.0
 QUICK: dict[str, Any] = {"hold_seconds": 5.0, "stall_seconds": 0.3, "retry_seconds": 0.1}
 
@@ -68,6 +69,16 @@ class Lazy:
     def given_by(self, uri: str) -> FromSource:
         (found,) = [one for one in self.resolver.status().sources if one.uri == uri]
         return found
+
+
+def place_of(row: int) -> int:
+    """Where on the disk a content begins."""
+    whole = (DISK_MAP.content == row) & (DISK_MAP.offset == 0)
+    return int(DISK_MAP.start[whole][0])
+
+
+async def read_content(lazy: Lazy, row: int, length: int = 5) -> bytes:
+    return await lazy.read(place_of(row), length)
 
 
 def joined(parts: Sequence[Part]) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,25 +21,20 @@ from tests.run.disk.lazy import (
     DISK,
     DISK_MAP,
     pack_with,
+    place_of,
     read_at_random,
+    read_content,
     running,
     thin_pack,
     until,
     within_time,
 )
-from tests.run.disk.test_resolve import place_of, read_content
 from tests.sources.stores import put, sha256
 from tests.unpack.simulated import DATA, Files, Simulated
 
 MIB = 1 << 20
 LARGE = 2
 """A shared content of four blocks."""
-
-
-@pytest.fixture
-def thin(tmp_path: Path) -> Iterator[OpenedPack]:
-    with thin_pack(tmp_path / "thin.vmpack") as pack:
-        yield pack
 
 
 @pytest.fixture
@@ -143,7 +138,13 @@ def test_a_damaged_object_is_replaced(thin: OpenedPack, store: Store, row: int) 
     path = store.path_of(put(store, DATA[row]))
     path.chmod(0o644)
     path.write_bytes(DATA[row][:-1] + b"x")
-    reads_right(thin, store, Simulated(local=False))
+
+    async def work() -> None:
+        async with running(thin, [Simulated(local=False)], store.folder) as lazy:
+            assert await lazy.read_all() == DISK
+            await until(path.exists)
+
+    within_time(work())
     assert path.read_bytes() == DATA[row]
 
 

@@ -20,8 +20,16 @@ from packer.sources.store import Store
 from tests.artifact.make import contents_of, map_of
 from tests.artifact.real_packs import disk_of, write_pack
 from tests.round_trip.mirror import Mirror, Spoil, mirror
-from tests.run.disk.lazy import DISK, pack_with, running, thin_pack, until, within_time
-from tests.run.disk.test_resolve import place_of, read_content
+from tests.run.disk.lazy import (
+    DISK,
+    pack_with,
+    place_of,
+    read_content,
+    running,
+    thin_pack,
+    until,
+    within_time,
+)
 from tests.transport.servers import Answer
 from tests.unpack.simulated import DATA, Simulated
 

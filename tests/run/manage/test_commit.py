@@ -18,6 +18,9 @@ from packer.artifact.opened import OpenedPack, packs_of
 from packer.errors import InUseError, TrustError, UsageError
 from packer.pack.pack import PackOptions
 from packer.run.manage.commit import commit, commit_in_place
+from packer.run.manage.libvirt import link_overlay
+from packer.run.qemu.processes import identify
+from packer.run.vm.record import Running
 from packer.run.vm.vm import Vm, the_vm
 from packer.sources.open import open_pack
 from tests.round_trip.packs import Packed
@@ -132,13 +135,14 @@ def test_nothing_written_gives_the_same_contents(
 
 def test_a_running_vm_is_not_committed(vm_host: VmHost, small: Path, tmp_path: Path) -> None:
     vm = vm_host.vm(small)
-    lock = vm.lock()
-    assert lock is not None
-    try:
-        with pytest.raises(InUseError, match="runs"):
-            try_commit(vm, small, tmp_path / "next.vmpack")
-    finally:
-        os.close(lock)
+    own = identify(os.getpid())
+    assert own is not None
+    vm.note_running(
+        Running(process=own, runtime="/r", accelerator="tcg", console_start=0, started=0.0)
+    )
+    with pytest.raises(InUseError, match="runs"):
+        try_commit(vm, small, tmp_path / "next.vmpack")
+    vm.note_running(None)
     assert not (tmp_path / "next.vmpack").exists()
 
 
@@ -148,6 +152,15 @@ def test_another_pack_than_its_own_is_no_base(
     vm = vm_host.vm(small)
     with pytest.raises(TrustError, match="expected small:1"):
         try_commit(vm, busybox.boot, tmp_path / "next.vmpack")
+
+
+def test_a_vm_that_was_upgraded_meanwhile_is_not_committed_on_its_old_base(
+    vm_host: VmHost, small: Path, tmp_path: Path
+) -> None:
+    vm = vm_host.vm(small)
+    vm.changed(config="sha256:" + "0" * 64, ref_name="small:2")
+    with pytest.raises(TrustError, match="expected small:2"):
+        try_commit(vm, small, tmp_path / "next.vmpack")
 
 
 def test_a_pack_that_other_vms_stand_on_is_not_replaced(vm_host: VmHost, small: Path) -> None:
@@ -188,7 +201,9 @@ def test_a_file_is_replaced_in_place(vm_host: VmHost, small: Path, tmp_path: Pat
     with open_pack(str(small)) as pack, create_layout(file) as writer:
         copy_packs([pack], writer, Extent.FULL)
     vm = vm_host.vm(file)
+    of_the_old_base = link_overlay(vm)
     try_in_place(vm)
+    assert not os.path.lexists(of_the_old_base)  # a domain would put the new overlay over it
     with open_pack(str(file)) as found:
         assert found.config.ref_name == "small:2"
         assert the_vm(vm.name).record.config == found.config_digest

@@ -26,7 +26,8 @@ from packer.run.supervisor import swap
 from packer.run.supervisor.emulator import Emulator
 from packer.run.vm.command_line import OWN_BASE_NODE, overlay_node, own_base_node
 from packer.run.vm.own_base import note_base
-from packer.run.vm.vm import BASE_FILE, Vm, the_vm
+from packer.run.vm.record import BASE_FILE
+from packer.run.vm.vm import Vm, the_vm
 from packer.sources.open import open_pack
 from packer.sources.store import Store
 from packer.unpack.unpack import unpack

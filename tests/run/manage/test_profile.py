@@ -156,6 +156,14 @@ def test_an_idle_disk_is_a_goal_too(vm_host: VmHost, busybox: Packed, tmp_path: 
         assert {one for _, _, one in pieces_of(found, OWN)} == {Class.PRIVATE}
 
 
+def test_where_nothing_can_be_written_no_guest_is_started(vm_host: VmHost, busybox: Packed) -> None:
+    done = vm_host.vmpack(
+        "profile", busybox.full, "-o", "/proc/next", "--unsigned", "--marker", "x"
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("vmpack: /proc: cannot be written: ")
+
+
 def test_a_guest_that_does_not_come_to_the_marker_gives_no_pack(
     vm_host: VmHost, busybox: Packed, tmp_path: Path
 ) -> None:

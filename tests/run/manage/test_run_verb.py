@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fixtures.boot import guest_arguments
 from packer.cli.main import build_parser
-from packer.run.qemu.processes import Process, boot_id, is_alive
-from packer.run.vm.vm import Running, Vm, the_vm
+from packer.run.qemu.processes import Process, boot_id, identify, is_alive
+from packer.run.vm.record import Running
+from packer.run.vm.vm import Vm, the_vm
 from packer.sources.store import Store
 from tests.round_trip.command import Vmpack
 from tests.round_trip.packs import Packed
@@ -144,6 +146,35 @@ def test_ps_tells_what_a_vm_holds(started: Vm, vm_host: VmHost) -> None:
     assert found["own_bytes"] >= started.overlay.stat().st_blocks * 512
 
 
+def test_ps_lists_the_others_when_one_vm_is_damaged(vm_host: VmHost, busybox: Packed) -> None:
+    whole, bad = vm_host.vm(busybox.full), vm_host.vm(busybox.full)
+    (bad.folder / "vm.json").write_text("{")
+    done = vm_host.vmpack("ps")
+    assert done.returncode == 3
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows[:3]] == ["VM", whole.name, bad.name]
+    assert rows[2][1] == "damaged"
+    assert f"{bad.name} is damaged: {bad.folder / 'vm.json'}" in done.stdout
+    found = json.loads(vm_host.vmpack("ps", "--json").stdout)
+    assert [one["name"] for one in found["vms"]] == [whole.name]
+    assert [one["folder"] for one in found["damaged"]] == [str(bad.folder)]
+
+
+def test_ps_lists_the_others_when_one_store_cannot_be_read(
+    vm_host: VmHost, busybox: Packed, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    vm_host.vm(busybox.full)
+    lost = vm_host.vm(busybox.full).changed(store=str(other))
+    Store(other).leases.lease("one", np.zeros((1, 32), dtype=np.uint8))
+    (other / "leases" / "two").write_bytes(b"half a digest")
+    done = vm_host.vmpack("ps")
+    assert done.returncode == 1
+    assert f"{lost.name}: {other}/leases/two: expected digests" in done.stdout
+    found = json.loads(vm_host.vmpack("ps", "--json").stdout)["vms"]
+    assert [one["shared_bytes"] is None for one in found] == [False, True]
+
+
 def test_a_running_vm_is_removed_by_force_only(started: Vm, vm_host: VmHost) -> None:
     running = started.running()
     assert running is not None
@@ -155,6 +186,13 @@ def test_a_running_vm_is_removed_by_force_only(started: Vm, vm_host: VmHost) -> 
     assert listed(vm_host) == {}
     assert not started.folder.exists()
     assert leases_of_vms(vm_host) == []
+
+
+def test_an_ephemeral_vm_that_runs_is_removed_by_force(vm_host: VmHost, busybox: Packed) -> None:
+    """It goes with its QEMU, before anybody could remove it."""
+    name = vm_host.vmpack.good("run", busybox.full, *OPTIONS, "--ephemeral", "--background").strip()
+    assert vm_host.vmpack.good("rm", name, name, "--force") == ""
+    assert listed(vm_host) == {}
 
 
 def test_stop_says_what_came_of_it(started: Vm, vm_host: VmHost) -> None:
@@ -236,6 +274,7 @@ def test_a_terminal_is_restored_when_the_command_is_told_to_end(
         _read_until(terminal, b"Linux version")
         process.terminate()
         _read_until(terminal, b"is shut down")
+        process.terminate()  # it is told already
         vm_host.vmpack.good("stop", "busybox", "--now")
         assert process.wait(END_S) == 0
 
@@ -317,7 +356,7 @@ def test_a_vm_of_another_pack_is_not_taken_for_this_one(
 def test_what_an_ephemeral_vm_left_when_all_was_killed_is_removed(
     vm_host: VmHost, busybox: Packed
 ) -> None:
-    vm = vm_host.vm(busybox.full).changed(ephemeral=True)
+    vm = vm_host.vm(busybox.full).changed(ephemeral=True, maker=identify(os.getpid()))
     assert list(listed(vm_host)) == [vm.name]  # it is about to be started
     killed = Process(os.getpid(), 0, boot_id())
     vm.note_running(

@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from fixtures.boot import guest_arguments
+from packer.cli.interrupts import INTERRUPTED
 from packer.errors import MismatchError, UsageError
+from packer.run.qemu.processes import is_alive
+from packer.run.vm.vm import Vm, all_vms
+from packer.sources.store import Store
 from tests.round_trip.packs import Packed
+from tests.run.serving import wait_until
 from tests.run.vms import BOOT_S, MEMORY, VmHost, vm_host
 
 __all__ = ["vm_host"]
@@ -52,6 +57,34 @@ def test_a_guest_that_does_not_fails_with_7_and_its_last_words(
     assert "console said" in done.stderr
     assert log.exists()
     assert not vm_host.vms()
+
+
+def test_a_test_that_is_told_to_end_leaves_no_guest_behind(
+    vm_host: VmHost, busybox: Packed, tmp_path: Path
+) -> None:
+    """As by timeout(1), or a CI that has no more patience."""
+    client = vm_host.vmpack.start(
+        "test",
+        busybox.full,
+        "--marker",
+        "never said",
+        *PLAIN,
+        environment={"TMPDIR": str(tmp_path)},
+    )
+    wait_until(lambda: any(vm.running() for vm in tried_in(tmp_path)), BOOT_S)
+    [vm] = tried_in(tmp_path)
+    running = vm.running()
+    assert running is not None
+    client.terminate()
+    _, said = client.communicate(timeout=BOOT_S)
+    assert client.returncode == INTERRUPTED, said
+    assert not is_alive(running.process)
+    assert not list(tmp_path.glob("vmpack-trial-*"))
+    assert not Store(vm_host.vmpack.home / "data" / "store").leases.has(vm.lease)
+
+
+def tried_in(folder: Path) -> list[Vm]:
+    return [vm for place in folder.glob("vmpack-trial-*") for vm in all_vms(place)]
 
 
 @pytest.mark.parametrize("text", ["", "two\nlines", "x" * 2000])

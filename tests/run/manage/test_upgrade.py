@@ -228,7 +228,7 @@ def test_nothing_is_changed_when_one_of_them_is_in_use(
     assert lock is not None
     refused = vm_host.vmpack("upgrade", first.name, second.name, new.pack)
     assert refused.returncode == InUseError.exit_code
-    assert f"the VM {second.name} runs" in refused.stderr
+    assert f"changes the VM {second.name}" in refused.stderr
     assert the_vm(first.name).record == first.record
 
 

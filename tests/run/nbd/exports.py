@@ -12,7 +12,9 @@ from typing import Self
 
 import numpy as np
 
-from packer.run.disk.export import Export, Part, UnavailableError
+from packer.run.disk.export import Export, FilePart, Part, UnavailableError
+from packer.run.disk.kept import FILE_PART_BYTES
+from packer.run.disk.page_cache import is_in_memory
 
 
 class FileExport:
@@ -34,6 +36,8 @@ class FileExport:
     def read_now(self, offset: int, length: int) -> list[Part] | None:
         if any(zero for _, zero in self.extents(offset, length)):
             return self._parts(offset, length)
+        if length >= FILE_PART_BYTES and is_in_memory(self._fd, offset, length):
+            return [FilePart(self._fd, offset, length, self)]
         buffer = np.empty(length, np.uint8).data
         try:
             found = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
@@ -72,6 +76,13 @@ def _seek(fd: int, offset: int, whence: int, end: int) -> int:
         if error.errno != errno.ENXIO:  # no data behind
             raise
         return end
+
+
+class OpenFileExport(FileExport):
+    """A raw file whose bytes the kernel sends, wherever they are."""
+
+    def read_now(self, offset: int, length: int) -> list[Part] | None:
+        return [FilePart(self._fd, offset, length, self)]
 
 
 class LateExport:

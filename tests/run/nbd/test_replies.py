@@ -34,7 +34,7 @@ PARTS = st.lists(
 
 
 def joined(pieces: list[Piece]) -> bytes:
-    return b"".join(pieces)
+    return b"".join(map(bytes, pieces))
 
 
 def plain(parts: list[Part]) -> bytes:

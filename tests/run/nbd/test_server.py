@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import struct
@@ -17,7 +18,7 @@ from packer.errors import Error, UsageError
 from packer.run.disk.export import Part
 from packer.run.nbd import Limits
 from packer.transport import nbd_wire as wire
-from tests.run.nbd.exports import LateExport, PatternExport
+from tests.run.nbd.exports import LateExport, OpenFileExport, PatternExport, pattern
 from tests.run.serving import Client, Serving, content, serving, serving_unix, start_tcp, wait_until
 
 MIB = 1 << 20
@@ -442,6 +443,29 @@ def test_a_bug_ends_the_connection_that_met_it(path: Path, offset: int) -> None:
 
 
 # Where it listens.
+
+
+@pytest.mark.parametrize("length", [100_000, 20 * MIB])
+def test_a_file_that_ends_too_early_ends_the_connection(
+    path: Path, tmp_path: Path, length: int
+) -> None:
+    """Its length was promised; another client, and the next one, are served."""
+    file = tmp_path / "file"
+    file.write_bytes(pattern(0, 32 * MIB))
+
+    def read(client: Client, offset: int, length: int) -> bytes:
+        client.request(wire.CMD_READ, 1, offset, length)
+        return client.data(offset, length)
+
+    with OpenFileExport(file) as export, serving_unix(export, path):
+        with Client(path).go() as good, Client(path).go() as one:
+            assert read(one, 5, length) == pattern(5, length)
+            os.truncate(file, MIB)
+            with pytest.raises(ConnectionResetError):
+                read(one, MIB - 50_000, length)
+            assert read(good, 0, MIB) == pattern(0, MIB)
+        with Client(path).go() as another:
+            assert read(another, 0, MIB) == pattern(0, MIB)
 
 
 def test_closing_hangs_up_without_an_error(path: Path, late: LateExport) -> None:

@@ -16,7 +16,7 @@ from packer.errors import UsageError
 from packer.run.nbd import Limits, server_tls
 from packer.transport import nbd_wire as wire
 from packer.transport.nbd import NbdError, NbdSource
-from tests.run.nbd.exports import PatternExport
+from tests.run.nbd.exports import OpenFileExport, PatternExport, pattern
 from tests.run.serving import Client, Serving, serving, start_tcp, wait_until
 
 MIB = 1 << 20
@@ -90,6 +90,17 @@ def test_nbdinfo_and_nbdcopy_come_in_with_a_certificate(
     uri = f"nbds://localhost:{port}/?tls-certificates={keys}"
     subprocess.run(["nbdcopy", uri, str(tmp_path / "copy")], check=True, timeout=60)
     assert (tmp_path / "copy").read_bytes() == DISK.expected(0, DISK.size)
+
+
+def test_what_the_kernel_cannot_send_comes_right(keys: Path, tmp_path: Path) -> None:
+    """Parts of files are read before they are encrypted."""
+    plain, copy = tmp_path / "plain", tmp_path / "copy"
+    plain.write_bytes(pattern(0, 20 * MIB))
+    with OpenFileExport(plain) as export, serving({"": export}, LIMITS) as one:
+        port = start_tcp(one, server_tls(keys / "server-cert.pem", keys / "server-key.pem", None))
+        uri = f"nbds://localhost:{port}/?tls-certificates={keys}"
+        subprocess.run(["nbdcopy", uri, str(copy)], check=True, timeout=60)
+    assert copy.read_bytes() == plain.read_bytes()
 
 
 def test_qemu_img_comes_in_with_a_certificate(

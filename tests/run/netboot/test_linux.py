@@ -86,7 +86,11 @@ def test_syslinux_names_files_from_its_own_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["${net0/mac}", "$x", "a\x00b", "a\tb\x1b", "&&", "||", 'a"b', "a\\", "\udcff"]
+    "word",
+    [
+        *("${net0/mac}", "$x", "a\x00b", "a\tb\x1b", 'a"b', "a\\", "\udcff"),
+        *("&&", "||", ";", "#a", "a || chain http://192.0.2.1/x", "a ; b", "a && b", "a #b"),
+    ],
 )
 def test_a_word_that_ipxe_would_not_hand_on_is_left_out(word: str) -> None:
     quoted = word.replace("\\", "\\\\").replace('"', '\\"')
@@ -117,7 +121,7 @@ def test_an_entry_is_chosen_by_number_or_title() -> None:
     assert choose(starts, None) is starts[0]
     assert choose(starts, "1") is starts[0]
     assert choose(starts, "2") is choose(starts, "Debian GNU/Linux, older") is starts[1]
-    for wrong in ("0", "3", "older", "9" * 5000, "²"):
+    for wrong in ("0", "3", "older", "9" * 5000, "²", "0" * 9 + "12"):
         with pytest.raises(UsageError, match="Debian GNU/Linux, older"):
             choose(starts, wrong)
 

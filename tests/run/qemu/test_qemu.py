@@ -26,6 +26,7 @@ from packer.run.qemu.processes import identify
 from packer.run.qemu.programs import QemuError
 from packer.run.qemu.qmp import Event, Monitor, MonitorError, Shutdown
 from packer.run.vm import command_line
+from packer.run.vm.record import BASE_FILE
 from packer.run.vm.vm import Vm
 from tests.run.serving import wait_until
 from tests.run.vm.test_vm import RECORD, made
@@ -280,6 +281,33 @@ def test_qemu_takes_its_command_line(
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_qemu_gives_up_what_no_guest_needs(odd_folder: Path, short_folder: Path) -> None:
+    """By proc_pid_status(5): 2 is a filter of system calls."""
+    vm = ready(odd_folder, Guest()).changed(base=BASE_FILE)
+    assert vm.base is not None
+    vm.base.write_bytes(bytes(vm.record.disk_bytes))
+    wiring = command_line.Wiring(None, odd_folder, "tcg")
+    log = short_folder / "log"
+    for more, filters in ((), "2"), (("-sandbox", "off"), "0"):
+        line = command_line.command(vm, wiring, ("-S", *more))
+        child = command_line.launch(line, log, short_folder, lambda _: None)
+        try:
+            asyncio.run(Monitor(lambda _: None).connect(wiring.monitor))
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            assert f"\nSeccomp:\t{filters}\n" in status, log.read_text()
+        finally:
+            child.kill()
+            child.wait()
+    with_window = command_line.command(vm, replace(wiring, window=True))
+    assert "-sandbox" not in with_window  # its libraries may start programs
+
+
+def test_a_qemu_without_a_sandbox_is_not_asked_for_one(tmp_path: Path) -> None:
+    program, _ = standing_in(tmp_path, "exit 1")
+    assert not programs.has_sandbox(program)
+    assert programs.has_sandbox(EMULATOR)
 
 
 _KILLED_WHILE_IT_NOTES = """

@@ -15,11 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from packer.errors import Error
+from packer.errors import Error, InUseError
+from packer.run.manage import session
 from packer.run.manage.session import RunningVm, ask, start_vm, stop_vm
 from packer.run.qemu.processes import identify, is_alive
+from packer.run.qemu.qmp import ANSWER_SECONDS
 from packer.run.supervisor.link import SOCKET
+from packer.run.supervisor.pauses import LOOK_SECONDS
 from packer.run.vm.vm import Vm
+from packer.sources.store import Store
 from tests.round_trip.packs import Packed
 from tests.run.serving import wait_until
 from tests.run.vms import (
@@ -100,6 +104,24 @@ def test_a_guest_waits_for_what_is_missing_and_goes_on_by_itself(
         assert reports(running, nonce)
         assert running.said[-1] == "the guest goes on"
         assert running.wait_end(BOOT_S) is not None
+
+
+def test_a_paused_guest_goes_on_whose_qemu_did_not_answer_for_a_while(
+    vm_host: VmHost, busybox: Packed, nonce: str, tmp_path: Path
+) -> None:
+    """A host that is so busy that its monitor says nothing in time."""
+    tree = tree_of(busybox, tmp_path / "tree")
+    shutil.move(tree / "etc" / "inittab", tmp_path / "inittab")
+    vm = vm_host.vm(busybox.boot, f"dir:{tree}")
+    with boot_to(vm, nonce) as running:
+        assert running.wait_until_said("the guest is paused", BOOT_S), running.console
+        qemu = pid_of(vm)
+        os.kill(qemu, signal.SIGSTOP)
+        time.sleep(ANSWER_SECONDS + 2 * LOOK_SECONDS)
+        os.kill(qemu, signal.SIGCONT)
+        shutil.move(tmp_path / "inittab", tree / "etc" / "inittab")
+        assert reports(running, nonce)
+        assert running.said[-1] == "the guest goes on"
 
 
 def test_a_paused_guest_can_be_stopped(vm_host: VmHost, busybox: Packed, tmp_path: Path) -> None:
@@ -245,6 +267,25 @@ def test_a_supervisor_minds_what_was_written_down_while_it_waited_for_the_lock(
             assert running.wait_until_started(START_S)
             line = Path(f"/proc/{pid_of(vm)}/cmdline").read_bytes().split(b"\0")
     assert line[line.index(b"-m") + 1] == b"200"
+
+
+def test_who_starts_a_vm_that_another_vmpack_works_on_is_told(
+    vm_host: VmHost, busybox: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_TRIES", 1)
+    vm = vm_host.vm(busybox.full)
+    with vm.idle(), pytest.raises(InUseError, match="another vmpack changes the VM busybox"):
+        start_vm(vm)
+
+
+def test_what_a_vm_needs_is_leased_again_when_it_starts(vm_host: VmHost, busybox: Packed) -> None:
+    vm = vm_host.vm(busybox.full)
+    leases = Store(Path(vm.record.store)).leases
+    leases.release(vm.lease)
+    with start_vm(vm) as running:
+        assert running.wait_until_started(START_S)
+        assert leases.has(vm.lease)
+        running.stop(0.0)
 
 
 def test_what_keeps_qemu_from_starting_is_said(vm_host: VmHost, busybox: Packed) -> None:

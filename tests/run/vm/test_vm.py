@@ -14,20 +14,18 @@ import msgspec
 import pytest
 
 from packer.errors import Error, InputError, InUseError, UsageError
+from packer.run.manage.remove import remove_left_behind
 from packer.run.qemu.hardware import Hardware, usual_memory_mib
 from packer.run.qemu.processes import Process, boot_id, identify, is_alive, open_process
+from packer.run.vm.folder import prepare_folder, publish, remove_folder
+from packer.run.vm.record import Record, Running, VmMissingError
 from packer.run.vm.vm import (
-    Record,
-    Running,
+    DamagedVm,
     Vm,
-    VmMissingError,
     all_vms,
     check_name,
     find_vm,
     new_mac,
-    prepare_folder,
-    publish,
-    remove_folder,
     the_vm,
 )
 
@@ -160,6 +158,13 @@ def test_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> 
     assert other.read_bytes() == b"of the user"
 
 
+@pytest.mark.parametrize("target", ["..", "vm.json"])
+def test_a_link_that_vmpack_does_not_lay_is_refused(tmp_path: Path, target: str) -> None:
+    (made(tmp_path).folder / "console.old").symlink_to(target)
+    with pytest.raises(InputError, match=r"console\.old"):
+        find_vm("demo", tmp_path)
+
+
 def test_a_pipe_in_place_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
     vm = made(tmp_path)
     (vm.folder / "vm.json").unlink()
@@ -168,7 +173,7 @@ def test_a_pipe_in_place_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
         find_vm("demo", tmp_path)
 
 
-def test_a_link_within_a_folder_is_none_of_somebody_elses(tmp_path: Path) -> None:
+def test_a_name_that_a_domain_has_for_the_overlay_may_stay(tmp_path: Path) -> None:
     vm = made(tmp_path)
     (vm.folder / "overlay.0123.qcow2").symlink_to("overlay.qcow2")
     assert find_vm("demo", tmp_path) == vm
@@ -202,13 +207,28 @@ def test_who_holds_a_vm_sees_what_was_written_down_last(tmp_path: Path) -> None:
         pass
 
 
-def test_a_damaged_vm_is_passed_over_where_others_are_meant(tmp_path: Path) -> None:
+def spoil(vm: Vm, how: str) -> None:
+    path = vm.folder / "vm.json"
+    path.unlink()
+    if how == "no JSON":
+        path.write_bytes(b"{")
+    elif how == "a folder":
+        path.mkdir()
+
+
+@pytest.mark.parametrize("how", ["no JSON", "a folder", "missing"])
+def test_a_damaged_vm_is_passed_over_where_others_are_meant(tmp_path: Path, how: str) -> None:
     made(tmp_path)
-    damaged = made(tmp_path, msgspec.structs.replace(RECORD, name="bad"))
-    (damaged.folder / "vm.json").write_bytes(b"{")
-    assert [vm.name for vm in all_vms(tmp_path, skip_damaged=True)] == ["demo"]
-    with pytest.raises(InputError, match="bad"):
+    bad = made(tmp_path, msgspec.structs.replace(RECORD, name="bad"))
+    spoil(bad, how)
+    (bad.folder.parent / "notes").write_text("no folder is no VM")
+    damaged: list[DamagedVm] = []
+    assert [vm.name for vm in all_vms(tmp_path, damaged=damaged)] == ["demo"]
+    assert [one.folder for one in damaged] == [bad.folder]
+    with pytest.raises(Error, match="bad"):
         list(all_vms(tmp_path))
+    remove_left_behind(tmp_path)  # nor does it keep others from being started
+    assert bad.folder.exists()
 
 
 def test_one_process_at_a_time_has_the_lock(tmp_path: Path) -> None:
@@ -241,7 +261,41 @@ def test_a_qemu_is_known_while_it_lives(tmp_path: Path, ended: Process) -> None:
     assert vm.running() is None
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b'{"process": 1}', b"\xff" * 100])
+def test_a_note_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None:
+    vm = made(tmp_path)
+    with (vm.folder / "running.json").open("wb") as file:
+        file.truncate(1 << 42)
+    assert vm.running() is None
+
+
+def test_what_cannot_be_locked_is_one_clear_error(tmp_path: Path) -> None:
+    vm = made(tmp_path)
+    (vm.folder / "lock").mkdir()
+    with pytest.raises(Error, match="lock: Is a directory"):
+        vm.lock()
+
+
+def test_who_finds_a_vm_busy_is_told_why(tmp_path: Path) -> None:
+    vm = made(tmp_path)
+    with vm.idle() as now:
+        assert now == vm
+        with (
+            pytest.raises(InUseError, match="another vmpack starts or changes the VM demo"),
+            vm.idle(),
+        ):
+            pass
+        own = identify(os.getpid())
+        assert own is not None
+        vm.note_running(running_as(own))
+        with pytest.raises(InUseError, match="the VM demo runs"), vm.idle():
+            pass
+    with pytest.raises(InUseError, match="the VM demo runs"), vm.idle():
+        pass
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b'{"process": 1}', b"\xff" * 100, b'{"x": ' + b"[" * 100_000]
+)
 def test_a_damaged_note_means_that_nothing_runs(tmp_path: Path, data: bytes) -> None:
     vm = made(tmp_path)
     (vm.folder / "running.json").write_bytes(data)
