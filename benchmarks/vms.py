@@ -91,9 +91,11 @@ class VmHost:
 
 @contextmanager
 def vm_host(bench: Bench, name: str) -> Iterator[VmHost]:
-    """A host with folders of its own below the bench's; what runs there is ended at the end."""
+    """A host with folders of its own below the bench's; what runs there is ended at the end.
+
+    The folders stay: an ext4 that has just lost many files takes longer to make new ones.
+    """
     home = bench.work / name
-    shutil.rmtree(home, ignore_errors=True)
     shutil.copytree(bench.work / "home" / "config", home / "config")
     before = {key: os.environ.get(key) for key in ("VMPACK_HOME", "XDG_RUNTIME_DIR")}
     with tempfile.TemporaryDirectory(prefix="vm-") as runtime:  # short: sockets lie below it
@@ -108,7 +110,6 @@ def vm_host(bench: Bench, name: str) -> Iterator[VmHost]:
                     del os.environ[key]
                 else:
                     os.environ[key] = value
-    shutil.rmtree(home)
 
 
 def staying(nonce: str) -> list[str]:
