@@ -113,15 +113,20 @@ def _runs(parts: Sequence[Part]) -> Iterator[tuple[int, list[Piece]]]:
     """Yield (bytes, data) of stretches of data, and (bytes, nothing) of holes between them."""
     size, data = 0, list[Piece]()
     for part in parts:
-        if isinstance(part, int) and part >= MIN_HOLE_BYTES:
+        if not isinstance(part, int):
+            length = _size(part)
+            if length:
+                data.append(part)
+        elif part < MIN_HOLE_BYTES:
+            length = part
+            data += _flat((part,))
+        else:
             if data:
                 yield size, data
                 size, data = 0, []
             yield part, []
-        else:
-            pieces = _flat((part,))
-            size += sum(map(_size, pieces))
-            data += pieces
+            continue
+        size += length
     if data:
         yield size, data
 
