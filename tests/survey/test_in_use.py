@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -37,12 +38,29 @@ def qemu(*arguments: str, ready: Path) -> Iterator[int]:
     command = ["qemu-system-x86_64", "-accel", "tcg", "-S", "-display", "none", "-nodefaults"]
     process = subprocess.Popen([*command, "-qmp", f"unix:{ready},server=on,wait=off", *arguments])
     try:
-        _wait_for(ready.exists, process)
-        time.sleep(0.2)
+        _wait_for(lambda: _answers(ready), process)
         yield process.pid
     finally:
         process.kill()
         process.wait()
+
+
+def _answers(monitor: Path) -> bool:
+    """Whether QEMU obeys its monitor: it greets before, but obeys when all disks are open."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        try:
+            client.connect(str(monitor))
+            client.sendall(b'{"execute": "qmp_capabilities"}\n')
+            said = b""
+            while b'"return"' not in said:
+                data = client.recv(4096)
+                if not data:
+                    return False
+                said += data
+        except (FileNotFoundError, ConnectionError):
+            return False
+    return True
 
 
 def _wait_for(condition: object, process: subprocess.Popen[bytes]) -> None:
