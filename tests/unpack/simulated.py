@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +142,11 @@ class InBlocks(Simulated):
 
 class InOneFrame(InBlocks):
     """A source that sends all that it holds, whatever of it is asked for, the last one first."""
+
+    def find(self, wanted: Wanted, *, deep: bool) -> Offers:
+        found = super().find(wanted, deep=deep)
+        group = np.zeros_like(found.rows)
+        return replace(found, group=group, group_bytes=np.array([1000], dtype=np.int64))
 
     def fetch_blocks(self, rows: Rows, blocks: Rows) -> Iterator[Bytes]:
         self.sent += zip(rows.tolist(), blocks.tolist(), strict=True)
