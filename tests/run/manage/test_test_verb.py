@@ -29,8 +29,8 @@ def test_a_guest_that_says_the_marker_passes(
 ) -> None:
     log = tmp_path / "console.txt"
     said = vm_host.vmpack.good(
-        "test", busybox.thin, "--marker", "nonce=up", "--timeout", str(BOOT_S), "--log", log,
-        "--json", *PLAIN, "--", *guest_arguments("up"),
+        "test", busybox.thin, "--marker", "nonce=up digests=ok", "--timeout", str(BOOT_S),
+        "--log", log, "--json", *PLAIN, "--", *guest_arguments("up"),
     )  # fmt: skip
     report = json.loads(said)
     assert report["reached"]
