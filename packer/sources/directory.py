@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.ranges import spread
 from packer.artifact.contents import Contents
 from packer.sources.base import FileRange, Offers, SourceError, Wanted, free_offers
 from packer.sources.memory import Memory, Stamps, as_stamps, find_rows, stamp_of
@@ -49,9 +50,7 @@ class _Candidates:
         rows = np.unique(rows)
         first = np.searchsorted(self.row, rows, side="left")
         count = np.searchsorted(self.row, rows, side="right") - first
-        # Ranges [first, first + count), one after the other.
-        before = np.cumsum(count) - count
-        return self.take(np.repeat(first - before, count) + np.arange(int(count.sum())))
+        return self.take(spread(first, count)[1])
 
     def without(self, keys: NDArray[np.int64]) -> _Candidates:
         """Return all but those of these keys."""

@@ -11,11 +11,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
-from packer.environment import inherited
 from packer.errors import Error, UsageError
 from packer.run.manage.unit import Manager
 from packer.run.qemu import programs
@@ -26,7 +24,6 @@ from packer.run.vm.vm import Vm
 RECONNECTS_SINCE = (9, 2)
 """Earlier versions of libvirt do not know the element, and have no other way to say it."""
 
-_ASK_SECONDS = 20.0
 _DIGITS = 12
 _VERSION = re.compile(r"([0-9]+)\.([0-9]+)")
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -103,17 +100,8 @@ def libvirt_reconnects() -> bool:
     if virsh is None:
         return True
     try:
-        said = subprocess.run(
-            [virsh, "--version"],
-            env=inherited(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_ASK_SECONDS,
-            check=False,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
+        said = programs.ask(Path(virsh), "--version")
+    except programs.QemuError:
         return True
     found = _VERSION.match(said)
     return found is None or (int(found[1]), int(found[2])) >= RECONNECTS_SINCE

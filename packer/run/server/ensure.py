@@ -8,7 +8,7 @@ import subprocess
 import time
 from contextlib import suppress
 
-from packer.environment import STORE_TOKEN, inherited
+from packer.environment import inherited
 from packer.errors import Error
 from packer.run.server.control import Control, ServerGoneError
 from packer.run.server.control_protocol import decode_answer
@@ -85,15 +85,12 @@ def _start(spec: ServerSpec, address: ServerAddress, idle_exit_seconds: float) -
 
 def _launch(spec: ServerSpec, idle_exit_seconds: float, words: int) -> subprocess.Popen[bytes]:
     """Launch the process of a server. words: where it says whether it serves, for Popen."""
-    environment = {**inherited(), **bare_environment()}
-    if token := os.environ.get(STORE_TOKEN):  # it is vmpack that asks the neighbours
-        environment[STORE_TOKEN] = token
     process = subprocess.Popen(
         interpreter_running(_BOOT, str(idle_exit_seconds), *import_path()),
         stdin=subprocess.PIPE,
         stdout=words,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env={**inherited(token=True), **bare_environment()},
         cwd="/",
         start_new_session=True,  # neither our terminal nor an interrupt there is its business
     )
